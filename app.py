@@ -1,0 +1,28 @@
+"""The playground: `python app.py [CHECKPOINT]`, then open the address it prints."""
+
+import os
+import sys
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # the page works without any network
+
+import gradio as gr
+
+import deepseek
+from deepseek.ui import page
+
+SYSTEM_FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif"]
+THEME = gr.themes.Default(
+    primary_hue="blue",
+    font=SYSTEM_FONTS,  # gradio's own are fetched from a CDN
+    font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"],
+)
+
+
+def main():
+    model, tokenizer = deepseek.load(sys.argv[1] if len(sys.argv) > 1 else "assets/demo")
+    demo = page.build(model, tokenizer)
+    demo.queue(max_size=32).launch(theme=THEME, css_paths="assets/style.css", footer_links=["api"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+// A text as tokens: coloured, hovered, selected by click or arrow keys. Its value is append-only lines of JSON:
+//   {"prompt": text, "experts": n, "layers": [1, 2]}      first, a new text
+//   {"t": text, "p": probability, "r": rank, "h": entropy, "T": temperature, "e": {"1": [[expert, weight], ...]}}
+// All text goes in through textContent and never through the template.
+const strip = element.querySelector('.tokens'), chooser = element.querySelector('select');
+const legend = element.querySelector('.legend'), detail = element.querySelector('.detail');
+const palette = JSON.parse(element.querySelector('.strip').dataset.colours);
+const first = element.querySelector('.strip').dataset.first;
+let seen = '', head = {}, tokens = [], spans = [], selected = -1;
+
+const percent = value => value == null ? '–' : (100 * value).toFixed(value < 0.0995 ? 1 : 0) + ' %';
+const layer = () => chooser.value.startsWith('layer ') ? chooser.value.slice(6) : null;
+const visible = text => text.replace(/\n/g, '↵\n').replace(/\t/g, '⇥\t')
+  .replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g,
+           c => '⟨U+' + c.codePointAt(0).toString(16).toUpperCase().padStart(4, '0') + '⟩');
+
+function describe(token, index) {
+  const parts = ['token ' + (index + 1) + ' “' + visible(token.t).trim() + '”'];
+  if (token.p != null) parts.push('probability ' + percent(token.p) + (token.r ? ', rank ' + token.r : ''));
+  if (token.h != null) parts.push('entropy ' + token.h.toFixed(2) + ' nats');
+  if (token.T != null) parts.push('temperature ' + token.T.toFixed(2));
+  const here = layer() && token.e && token.e[layer()];
+  if (here) parts.push('layer ' + layer() + ': ' + here.map(([e, w]) => 'expert ' + e + ' ' + percent(w)).join(', '));
+  return parts.join(' · ');
+}
+
+function paint(span, token) {
+  span.style.background = span.style.color = '';
+  const tint = strength => { span.style.background = 'rgba(230,159,0,' + (0.5 * Math.min(1, Math.max(0, strength))).toFixed(2) + ')'; };
+  if (layer()) {
+    const here = token.e && token.e[layer()];
+    if (here) {
+      const expert = here[0][0] % palette.length;
+      span.style.background = palette[expert];
+      span.style.color = expert === 4 ? '#fff' : '#111';
+    }
+  } else if (chooser.value === 'probability' && token.p != null) tint(1 - token.p);
+  else if (chooser.value === 'entropy' && token.h != null) tint(token.h / 6);
+  else if (chooser.value === 'temperature' && token.T != null) tint(token.T / 2);
+}
+
+function explain() {
+  legend.textContent = '';
+  if (layer()) {
+    for (let expert = 0; expert < (head.experts || 0); expert++) {
+      const key = document.createElement('span');
+      key.className = 'key';
+      key.textContent = expert;
+      key.style.background = palette[expert % palette.length];
+      key.style.color = expert % palette.length === 4 ? '#fff' : '#111';
+      legend.append(key);
+    }
+    legend.prepend('first expert ');
+  } else {
+    legend.textContent = {
+      probability: 'darker: the model found it less likely', entropy: 'darker: the model was less sure',
+      temperature: 'darker: drawn at a higher temperature', none: ''}[chooser.value] || '';
+  }
+}
+
+function repaint() {
+  spans.forEach((span, index) => { paint(span, tokens[index]); span.title = describe(tokens[index], index); });
+  explain();
+}
+
+function choose(index, tell) {
+  if (index < 0 || index >= spans.length) return;
+  if (spans[selected]) { spans[selected].classList.remove('chosen'); spans[selected].setAttribute('aria-selected', 'false'); }
+  selected = index;
+  spans[index].classList.add('chosen');
+  spans[index].setAttribute('aria-selected', 'true');
+  strip.setAttribute('aria-activedescendant', spans[index].id);
+  detail.textContent = describe(tokens[index], index);
+  if (tell) trigger('select', {index: index});
+}
+
+function start(line) {
+  head = line; tokens = []; spans = []; selected = -1;
+  strip.textContent = ''; detail.textContent = '';
+  if (line.prompt) {
+    const span = document.createElement('span');
+    span.className = 'prompt';
+    span.textContent = visible(line.prompt);
+    strip.append(span);
+  }
+  const wanted = chooser.options.length ? chooser.value : first, options = [...(line.colours || [])];
+  for (const at of line.layers || []) options.push('layer ' + at);
+  options.push('none');
+  chooser.textContent = '';
+  for (const name of options) {
+    const option = document.createElement('option');
+    option.value = name;
+    option.textContent = name.startsWith('layer ') ? 'expert, ' + name : name;
+    chooser.append(option);
+  }
+  chooser.value = options.includes(wanted) ? wanted : options[0];
+  explain();
+}
+
+function add(token) {
+  const span = document.createElement('span'), index = spans.length;
+  span.className = 'token';
+  span.id = strip.id + '-' + index;
+  span.setAttribute('role', 'option');
+  span.setAttribute('aria-selected', 'false');
+  span.textContent = visible(token.t);
+  tokens.push(token); spans.push(span);
+  paint(span, token);
+  span.title = describe(token, index);
+  span.addEventListener('click', () => choose(index, true));
+  strip.append(span);
+}
+
+function draw() {
+  const value = props.value || '';
+  if (!seen || !value.startsWith(seen)) { seen = ''; strip.textContent = ''; tokens = []; spans = []; selected = -1; }
+  const end = value.lastIndexOf('\n') + 1;
+  for (const line of value.slice(seen.length, end).split('\n')) {
+    if (!line) continue;
+    const record = JSON.parse(line);
+    if ('experts' in record) start(record); else add(record);
+  }
+  seen = value.slice(0, end);
+}
+
+chooser.addEventListener('change', repaint);
+strip.addEventListener('keydown', event => {
+  const step = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1}[event.key];
+  if (!step) return;
+  event.preventDefault();
+  choose(Math.min(spans.length - 1, Math.max(0, selected + step)), true);
+});
+watch('value', draw);
+draw();

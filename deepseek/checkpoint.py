@@ -1,0 +1,137 @@
+"""Folders of weights: opening one safely, and committing a run's so that no crash can lose or corrupt it.
+
+A commit is a folder `step-NNNNNN` that appears whole or not at all: it is written under another name, every file is
+hashed into manifest.json and flushed to the disk, then the folder is renamed. The newest commit whose manifest
+holds is the one a run goes on from.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from deepseek.model import DeepseekV3ForCausalLM
+
+MANIFEST = "manifest.json"
+STAGING = ".staging"
+
+
+class CheckpointError(ValueError):
+    """A folder or Hub id that cannot be opened; the message is one sentence that says why."""
+
+
+def load(path, dtype: torch.dtype | None = None):
+    """Opens a folder or a Hub id; returns (model in eval mode, tokenizer or None where the folder has none).
+
+    Only safetensors weights are read and no code of the checkpoint is ever run. A DeepSeek-V3 checkpoint opens in this
+    package's own model, anything else in transformers' class for it. `dtype` defaults to bfloat16 where the
+    processor computes in it and float32 elsewhere. Raises CheckpointError.
+    """
+    path = str(path)
+    folder = Path(path)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise CheckpointError(f"checkpoint {path!r} has no config.json; a checkpoint is a folder with one.")
+        if not any(folder.glob("*.safetensors")):
+            raise CheckpointError(f"checkpoint {path!r} has no .safetensors file; other weight formats are not opened.")
+    elif not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path):
+        raise CheckpointError(f"checkpoint {path!r} is neither a folder nor a Hub id such as name/model.")
+    transformers_logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        ours = config.model_type == "deepseek_v3"
+        model, info = (DeepseekV3ForCausalLM if ours else AutoModelForCausalLM).from_pretrained(
+            path,
+            config=config,
+            dtype=dtype or preferred_dtype(),
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except Exception as error:  # damaged json, truncated tensors, wrong shapes, no network: one sentence for all
+        raise CheckpointError(f"checkpoint {path!r} cannot be opened: {_first_line(error)}") from error
+    if info["missing_keys"]:
+        raise CheckpointError(f"checkpoint {path!r} lacks the tensor {sorted(info['missing_keys'])[0]!r}.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except Exception:  # no tokenizer in the folder, or one of a kind that needs more than this package
+        tokenizer = None
+    return model.eval(), tokenizer
+
+
+def preferred_dtype() -> torch.dtype:
+    """bfloat16 on a GPU, or a processor with bfloat16 instructions; elsewhere it is emulated, four times slower."""
+    fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def export(source, target, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Copies the model and tokenizer of checkpoint `source` into folder `target`, weights as `dtype`."""
+    model, tokenizer = load(source, torch.float32)
+    model.to(dtype).save_pretrained(target)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(target)
+
+
+def commit(run, step: int, write, keep: int = 2) -> Path:
+    """Makes `run`/step-NNNNNN from what `write(folder)` puts into a folder; then drops all but the newest `keep`."""
+    run = Path(run)
+    staging, target = run / STAGING, run / f"step-{step:06d}"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    write(staging)
+    hashes = {file.name: _sha256(file) for file in sorted(staging.iterdir())}
+    (staging / MANIFEST).write_text(json.dumps(hashes, indent=1))
+    for file in staging.iterdir():
+        _flush(file)
+    _flush(staging)
+    shutil.rmtree(target, ignore_errors=True)  # a damaged commit of the same step
+    staging.rename(target)
+    _flush(run)
+    for old in commits(run)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def commits(run) -> list[Path]:
+    """The commit folders of a run, oldest first, damaged ones included."""
+    return sorted((path for path in Path(run).glob("step-*") if path.is_dir()), key=lambda path: int(path.name[5:]))
+
+
+def latest(run) -> Path | None:
+    """The newest commit whose every file is as its manifest says, or None."""
+    return next((path for path in reversed(commits(run)) if is_whole(path)), None)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a commit holds exactly the files of its manifest, unchanged."""
+    try:
+        hashes = json.loads((folder / MANIFEST).read_text())
+        names = {file.name for file in folder.iterdir()} - {MANIFEST}
+        return names == set(hashes) and all(_sha256(folder / name) == value for name, value in hashes.items())
+    except (OSError, ValueError, AttributeError, TypeError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file's, or a folder's, content is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,99 @@
+"""Presets as transformers' own DeepseekV3Config, and what a configuration costs in parameters and cache bytes."""
+
+from transformers import DeepseekV3Config
+
+COMMON = dict(
+    hidden_size=576,
+    num_attention_heads=9,
+    num_key_value_heads=9,
+    n_routed_experts=8,
+    num_experts_per_tok=2,
+    n_shared_experts=1,
+    first_k_dense_replace=1,
+    q_lora_rank=192,
+    kv_lora_rank=128,
+    qk_nope_head_dim=64,
+    qk_rope_head_dim=32,
+    v_head_dim=64,
+    # DeepseekV3Config's own defaults describe the 671B model; these say "no groups, no extra scaling, no MTP".
+    n_group=1,
+    topk_group=1,
+    routed_scaling_factor=1.0,
+    num_nextn_predict_layers=0,
+    norm_topk_prob=True,
+    tie_word_embeddings=True,
+    rms_norm_eps=1e-6,
+    hidden_act="silu",
+    bos_token_id=0,
+    eos_token_id=0,
+    pad_token_id=0,
+    # Not read by stock transformers; other engines read the first two, this package the last two.
+    topk_method="noaux_tc",
+    scoring_func="sigmoid",
+    router_aux_loss_coef=0.01,
+    hidden_dropout=0.0,
+)
+
+PRESETS = {
+    "seed": dict(
+        num_hidden_layers=12,
+        intermediate_size=1536,
+        moe_intermediate_size=512,
+        vocab_size=49_152,
+        max_position_embeddings=2048,
+    ),
+    "demo": dict(
+        num_hidden_layers=6,
+        intermediate_size=1152,
+        moe_intermediate_size=192,
+        vocab_size=8192,
+        max_position_embeddings=512,
+    ),
+    "tiny": dict(
+        num_hidden_layers=2,
+        hidden_size=72,
+        q_lora_rank=24,
+        kv_lora_rank=16,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=4,
+        v_head_dim=8,
+        intermediate_size=144,
+        moe_intermediate_size=48,
+        vocab_size=257,
+        max_position_embeddings=256,
+    ),
+}
+
+
+def preset(name: str, **changes) -> DeepseekV3Config:
+    """The configuration called `name` ("seed", "demo" or "tiny"), with `changes` to single fields.
+
+    Raises ValueError for an unknown name.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset is {name!r}; it must be one of {', '.join(PRESETS)}.")
+    return DeepseekV3Config(**{**COMMON, **PRESETS[name], **changes})
+
+
+def parameter_counts(model) -> tuple[int, int]:
+    """(all parameters, parameters used for one token) of any transformers model.
+
+    A parameter that stacks the routed experts, or belongs to one of them, counts for a token with the share of
+    the experts that one token is sent to.
+    """
+    config = model.config
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    share = config.num_experts_per_tok / experts if experts else 1.0
+    total, active = 0, 0.0
+    for name, parameter in model.named_parameters():
+        total += parameter.numel()
+        routed = ".experts." in name
+        active += parameter.numel() * (share if routed else 1.0)
+    return total, round(active)
+
+
+def cache_numbers(config: DeepseekV3Config) -> tuple[int, int]:
+    """Numbers kept per token and layer: (latent cache, the same heads uncompressed). DeepSeek-V2, section 2.1."""
+    latent = config.kv_lora_rank + config.qk_rope_head_dim
+    full = config.num_attention_heads * (config.qk_nope_head_dim + config.v_head_dim)
+    return latent, full

@@ -1,0 +1,165 @@
+"""The decode loop: `stream` yields one TokenTrace a token, with everything that happened to it.
+
+Our own loop, because transformers' `generate` takes no random generator, hides the stages, and cannot be stopped
+between tokens from outside.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import torch
+
+from deepseek.model import DeepseekV3ForCausalLM, LatentCache
+from deepseek.sampling import Context, SamplingParams, apply, entropy
+from deepseek.text import TextStream, prompt_ids
+from deepseek.trace import context_length, recorded_routing, strongest_first
+
+TOP = 10  # candidates recorded: this many of the model's and of the sampler's first choices
+
+
+@dataclass
+class Candidate:
+    """A token that could have come, with its probability after each stage; 0 once removed."""
+
+    id: int
+    text: str
+    probabilities: list[float]  # raw, then one a stage
+    removed_by: str | None  # the stage that removed it
+
+
+@dataclass
+class Stage:
+    """One step of the sampler: whether the settings asked for it, whether it changed anything, who was left."""
+
+    name: str
+    active: bool
+    changed: bool
+    survivors: int
+
+
+@dataclass
+class TokenTrace:
+    """One generated token. The texts of all tokens of a stream join to its whole text."""
+
+    id: int
+    text: str
+    position: int  # in prompt and output together, from 0
+    probability: float  # under the model
+    sampler_probability: float  # after all stages: the chance with which it was drawn
+    rank: int  # under the model, 1 is the most likely
+    entropy: float  # of the model's distribution, nats
+    temperature: float  # the one used; 0 is greedy
+    stages: list[Stage]
+    candidates: list[Candidate]  # the sampler's first choices, then the model's others; empty without `record`
+    experts: dict[int, list[tuple[int, float]]]  # MoE layer: (expert, weight), strongest first
+    milliseconds: float
+    finish: str | None = None  # on the last token: "end of text", "length" or "context full"
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+def stream(model, tokenizer, prompt, params: SamplingParams | None = None, record: bool = True) -> Iterator[TokenTrace]:
+    """Continues `prompt` (text or ids) on any transformers causal language model, a TokenTrace at a time.
+
+    The same seed, settings and checkpoint give the same tokens, whatever else runs. Closing the generator ends the
+    work. Without `record` the candidates stay empty. Raises ValueError for a prompt that is empty or too long.
+    """
+    params = params or SamplingParams()
+    limit = context_length(model)
+    ids = prompt_ids(tokenizer, prompt, limit)
+    generator = torch.Generator()
+    generator.manual_seed(params.seed) if params.seed is not None else generator.seed()
+    room = min(params.max_new_tokens, limit - len(ids)) if limit else params.max_new_tokens
+    cache = LatentCache(model.config, len(ids) + room) if isinstance(model, DeepseekV3ForCausalLM) else None
+    ends = model.generation_config.eos_token_id
+    ends = {ends} if isinstance(ends, int) else set(ends or [])
+    text = TextStream(tokenizer)
+    context = Context(ids, [])
+    fresh = ids
+    for count in range(1, room + 1):
+        began = time.perf_counter()
+        logits_V, cache, experts = _forward(model, fresh, cache)
+        token, trace = _draw(logits_V, params, context, generator, tokenizer, record)
+        context.output.append(token)
+        fresh = [token]
+        chunk = text.push(token)
+        finish = None
+        if token in ends:
+            finish = "end of text"
+        elif count == room:
+            finish = "length" if count == params.max_new_tokens else "context full"
+        if finish:
+            chunk += text.end()
+        yield TokenTrace(
+            id=token,
+            text=chunk,
+            position=len(ids) + count - 1,
+            experts=experts,
+            milliseconds=(time.perf_counter() - began) * 1e3,
+            finish=finish,
+            **trace,
+        )
+        if finish:
+            return
+
+
+@torch.inference_mode()
+def _forward(model, ids: list[int], cache):
+    """Logits (vocabulary,) in float32 after the last of `ids`, the grown cache, and that token's experts by layer."""
+    with recorded_routing(model) as record:
+        tokens = torch.tensor([ids], device=model.device)
+        output = model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    experts = {}
+    for layer, (weights, indices, _) in record.items():
+        weights, indices = strongest_first(weights[-1:], indices[-1:])
+        experts[layer] = list(zip(indices[0].tolist(), weights[0].tolist()))
+    return output.logits[0, -1].float().cpu(), output.past_key_values, experts
+
+
+@torch.inference_mode()
+def _draw(logits_V, params, context, generator, tokenizer, record: bool):
+    """Draws the next token; returns it and the fields of TokenTrace that tell how."""
+    rows, names, active = [logits_V], ["raw"], [True]
+    for name, was_active, after in apply(logits_V, params, context):
+        names.append(name)
+        active.append(was_active)
+        rows.append(after)
+    final = rows[-1].softmax(-1)
+    token = int(torch.multinomial(final, 1, generator=generator))
+    raw = logits_V.softmax(-1)
+    stages, candidates = [], []
+    if record:
+        stages, candidates = _record(rows, names, active, token, tokenizer)
+    return token, dict(
+        probability=float(raw[token]),
+        sampler_probability=float(final[token]),
+        rank=int((logits_V > logits_V[token]).sum()) + 1,
+        entropy=entropy(logits_V),
+        temperature=context.temperature,
+        stages=stages,
+        candidates=candidates,
+    )
+
+
+def _record(rows, names, active, token: int, tokenizer) -> tuple[list[Stage], list[Candidate]]:
+    """Stages and candidates from the logits before the first and after each stage."""
+    top = min(TOP, len(rows[0]))
+    ids = torch.cat([rows[-1].topk(top).indices, torch.tensor([token]), rows[0].topk(top).indices])
+    ids = torch.tensor(list(dict.fromkeys(ids.tolist())))
+    stages, columns, logits = [], [], []
+    for before, after, name, was_active in zip([rows[0], *rows], rows, names, active):
+        same = after is before and stages
+        columns.append(columns[-1] if same else after.softmax(-1)[ids])
+        logits.append(logits[-1] if same else after[ids])
+        survivors = stages[-1].survivors if same else int(after.isfinite().sum())
+        stages.append(Stage(name, was_active, not same and not torch.equal(before, after), survivors))
+    table = torch.stack(columns, 1).tolist()
+    gone = torch.stack(logits, 1).isneginf().tolist()
+    candidates = []
+    for candidate, probabilities, out in zip(ids.tolist(), table, gone):
+        removed_by = names[out.index(True)] if True in out else None
+        candidates.append(Candidate(candidate, tokenizer.decode([candidate]), probabilities, removed_by))
+    candidates.sort(key=lambda c: (-c.probabilities[-1], -c.probabilities[0]))
+    return stages[1:], candidates

@@ -1,0 +1,208 @@
+"""Sampling settings and the ordered stages that apply them to one row of logits.
+
+A stage is a function (logits_V, context) -> logits_V; a removed candidate has logit -inf. transformers' own processors
+are used where they exist. The definitions follow CTRL (repetition), OpenAI's API (presence, frequency), Holtzman et
+al. 2020 (top-p), Fan et al. 2018 (top-k), Nguyen et al. 2024 (min-p) and llama.cpp (dynamic temperature, second order).
+"""
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from transformers import (
+    MinPLogitsWarper,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+ORDERS = {
+    "transformers": (
+        "repetition", "n-gram", "presence and frequency", "temperature", "top-k", "top-p", "min-p",
+    ),
+    "llama.cpp": (
+        "repetition", "n-gram", "presence and frequency", "top-k", "top-p", "min-p", "temperature",
+    ),
+}  # fmt: skip
+SCOPES = ("all", "output")  # prompt and output, or output only
+COLDEST = 0.01  # the lowest temperature that divides; 0 is greedy
+
+# field: (type, lowest, highest); a tuple of strings lists the choices
+LIMITS = {
+    "temperature": (float, 0, 10),
+    "dynamic_temperature": (bool, None, None),
+    "temperature_min": (float, COLDEST, 10),
+    "temperature_max": (float, COLDEST, 10),
+    "temperature_exponent": (float, 0, 10),
+    "top_k": (int, 0, 1_000_000),
+    "top_p": (float, 0.001, 1),
+    "min_p": (float, 0, 1),
+    "repetition_penalty": (float, 0.1, 10),
+    "presence_penalty": (float, -10, 10),
+    "frequency_penalty": (float, -10, 10),
+    "no_repeat_ngram": (int, 0, 100),
+    "order": tuple(ORDERS),
+    "repetition_scope": SCOPES,
+    "penalty_scope": SCOPES,
+    "max_new_tokens": (int, 1, 100_000),
+    "seed": (int, 0, 2**63 - 1),
+}
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the next token is drawn. `SamplingParams()` is neutral: the model's own distribution.
+
+    Raises ValueError naming the field, its value and what is allowed.
+    """
+
+    temperature: float = 1.0  # divides the logits; 0 takes the most likely token
+    dynamic_temperature: bool = False  # temperature from the entropy of the candidates, in place of `temperature`
+    temperature_min: float = 0.5
+    temperature_max: float = 1.5
+    temperature_exponent: float = 1.0
+    top_k: int = 0  # keep the k most likely; 0 is off
+    top_p: float = 1.0  # keep the most likely that together reach p; 1 is off
+    min_p: float = 0.0  # keep those at least min_p times as likely as the first; 0 is off
+    repetition_penalty: float = 1.0  # divides positive, multiplies negative logits of tokens seen; 1 is off
+    presence_penalty: float = 0.0  # taken off the logit of a token seen
+    frequency_penalty: float = 0.0  # taken off once for each time it was seen
+    no_repeat_ngram: int = 0  # no n tokens in a row twice; 0 is off
+    order: str = "transformers"
+    repetition_scope: str = "all"  # repetition and n-gram: prompt and output, or output only
+    penalty_scope: str = "output"  # presence and frequency, likewise
+    max_new_tokens: int = 128
+    seed: int | None = None  # None draws a new one
+
+    def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "seed" and value is None:
+                continue
+            object.__setattr__(self, field.name, _checked(field.name, value))
+        if self.temperature_min > self.temperature_max:
+            raise ValueError(
+                f"temperature_min is {self.temperature_min}; it must not be above temperature_max, {self.temperature_max}."
+            )
+        if 0 < self.temperature < COLDEST:
+            raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or from {COLDEST} to 10.")
+
+
+def _checked(name: str, value):
+    limit = LIMITS[name]
+    if isinstance(limit[0], str):
+        if not isinstance(value, str) or value not in limit:
+            raise ValueError(f"{name} is {_short(value)}; it must be one of {', '.join(limit)}.")
+        return value
+    kind, low, high = limit
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} is {_short(value)}; it must be true or false.")
+        return value
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not low <= value <= high or (kind is int and value != int(value)):
+        what = "a whole number" if kind is int else "a number"
+        raise ValueError(f"{name} is {_short(value)}; it must be {what} from {low} to {high}.")
+    return kind(value)
+
+
+def _short(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+@dataclass
+class Context:
+    """What the stages need to know of the text so far, and what they leave behind."""
+
+    prompt: list[int]
+    output: list[int]
+    temperature: float | None = None  # set by the temperature stage: the one used
+
+    def tokens(self, scope: str) -> list[int]:
+        return self.output if scope == "output" else self.prompt + self.output
+
+
+def repetition(logits_V, params, context):
+    seen = torch.tensor([context.tokens(params.repetition_scope)], dtype=torch.long, device=logits_V.device)
+    return RepetitionPenaltyLogitsProcessor(params.repetition_penalty)(seen, logits_V[None])[0]
+
+
+def ngram(logits_V, params, context):
+    seen = context.tokens(params.repetition_scope)
+    if len(seen) < params.no_repeat_ngram:
+        return logits_V
+    return NoRepeatNGramLogitsProcessor(params.no_repeat_ngram)(torch.tensor([seen]), logits_V[None])[0]
+
+
+def presence_frequency(logits_V, params, context):
+    seen = torch.tensor(context.tokens(params.penalty_scope), dtype=torch.long, device=logits_V.device)
+    count_V = torch.bincount(seen, minlength=len(logits_V))
+    return logits_V - count_V * params.frequency_penalty - (count_V > 0) * params.presence_penalty
+
+
+def temperature(logits_V, params, context):
+    value = params.temperature
+    if params.dynamic_temperature:
+        value = dynamic_temperature(logits_V, params)
+    context.temperature = value
+    if value == 0:
+        best = logits_V.argmax()
+        return torch.full_like(logits_V, -math.inf).index_put((best,), logits_V[best])
+    return logits_V / value
+
+
+def dynamic_temperature(logits_V, params) -> float:
+    """T_min + (T_max - T_min) (H / ln N)^exponent; H is the entropy of the N candidates left. 1 for a single one."""
+    count = int(logits_V.isfinite().sum())
+    if count <= 1:
+        return 1.0
+    share = min(1.0, entropy(logits_V) / math.log(count))
+    low, high = params.temperature_min, params.temperature_max
+    return low + (high - low) * share**params.temperature_exponent
+
+
+def entropy(logits_V) -> float:
+    """Entropy of softmax(logits) in nats, never below 0; removed candidates count nothing."""
+    return max(0.0, float(torch.special.entr(logits_V.softmax(-1)).sum()))
+
+
+def top_k(logits_V, params, context):
+    return TopKLogitsWarper(params.top_k)(None, logits_V[None])[0]
+
+
+def top_p(logits_V, params, context):
+    return TopPLogitsWarper(params.top_p)(None, logits_V[None])[0]
+
+
+def min_p(logits_V, params, context):
+    return MinPLogitsWarper(params.min_p)(None, logits_V[None])[0]
+
+
+# name: (whether the settings ask for it, what it does)
+STAGES = {
+    "repetition": (lambda p: p.repetition_penalty != 1, repetition),
+    "n-gram": (lambda p: p.no_repeat_ngram > 0, ngram),
+    "presence and frequency": (lambda p: p.presence_penalty != 0 or p.frequency_penalty != 0, presence_frequency),
+    "temperature": (lambda p: p.temperature != 1 or p.dynamic_temperature, temperature),
+    "top-k": (lambda p: p.top_k > 0, top_k),
+    "top-p": (lambda p: p.top_p < 1, top_p),
+    "min-p": (lambda p: p.min_p > 0, min_p),
+}
+
+
+def apply(logits_V: torch.Tensor, params: SamplingParams, context: Context):
+    """Runs the stages in the order in force; yields (name, active, logits_V after it) for each.
+
+    A stage that would leave no candidate at all is passed over for this token and counts as not active.
+    """
+    context.temperature = 1.0
+    for name in ORDERS[params.order]:
+        wanted, stage = STAGES[name]
+        active = wanted(params)
+        if active:
+            after = stage(logits_V, params, context)
+            active = bool(after.isfinite().any())
+            logits_V = after if active else logits_V
+        yield name, active, logits_V

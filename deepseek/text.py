@@ -1,0 +1,76 @@
+"""Between text and token ids: prompts checked on the way in, exact incremental text on the way out."""
+
+UNFINISHED = "\ufffd"  # what a decoder shows for bytes that are not yet, or never, a character
+
+
+def prompt_ids(tokenizer, prompt, limit: int | None) -> list[int]:
+    """Token ids of a prompt (text, or a list of ids), with the tokenizer's own special tokens.
+
+    Raises ValueError for an empty one and for one that leaves no room for a new token in `limit` tokens.
+    """
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise ValueError("prompt is empty; it must hold at least one character that is not a space.")
+        if limit and len(prompt) > 100 * limit:  # far too long to be worth encoding
+            raise ValueError(f"prompt has {len(prompt):,} characters; the model reads {limit:,} tokens at most.")
+        # A lone surrogate, which a browser or JSON can send, is no character and cannot be encoded.
+        ids = list(tokenizer(prompt.encode("utf-8", "replace").decode())["input_ids"])
+    else:
+        ids = list(prompt)
+    if not ids:
+        raise ValueError("prompt is empty; it must hold at least one token.")
+    if limit and len(ids) >= limit:
+        raise ValueError(
+            f"prompt has {len(ids):,} tokens; the model reads {limit - 1:,} at most and needs room for one more."
+        )
+    return ids
+
+
+class TextStream:
+    """Text of ids that come one by one. The chunks of `push` and the last one of `end` join to the full decode.
+
+    A chunk holds back bytes that may still become a character, and nothing else: no chunk waits for a space.
+    """
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.window: list[int] = []  # ids whose text is not yet settled, after a few settled ones as their context
+        self.settled = 0  # how many of the window are context
+        self.sent = 0  # characters of the window's text already handed out
+
+    def _decode(self, ids) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def push(self, token: int) -> str:
+        self.window.append(token)
+        text = self._decode(self.window)
+        ready = text.rstrip(UNFINISHED)
+        chunk = ready[self.sent :]
+        self.sent = max(self.sent, len(ready))
+        if text == ready:
+            # All of it is settled: the newest tokens alone are context enough for what follows.
+            self.window = self.window[self.settled :]
+            self.settled = len(self.window)
+            self.sent = len(self._decode(self.window))
+        return chunk
+
+    def end(self) -> str:
+        """What was held back, as the decoder shows it."""
+        rest = self._decode(self.window)[self.sent :]
+        self.sent += len(rest)
+        return rest
+
+
+def token_texts(tokenizer, ids) -> list[str]:
+    """The text of each token, such that they join to the text: a character of several tokens stands at its last one.
+
+    Special tokens stand under their own name.
+    """
+    stream, texts = TextStream(tokenizer), []
+    special = set(tokenizer.all_special_ids)
+    for token in ids:
+        chunk = stream.push(token)
+        texts.append(tokenizer.convert_ids_to_tokens(token) if token in special else chunk)
+    if texts:
+        texts[-1] += stream.end()
+    return texts

@@ -1,0 +1,89 @@
+"""The named endpoints, for gradio_client and plain HTTP; the page itself does not use them."""
+
+import random
+from collections.abc import Iterator
+
+import gradio as gr
+
+from deepseek.sampling import SamplingParams
+from deepseek.ui import playground
+from deepseek.ui.controls import refusal
+from deepseek.ui.subject import look
+
+
+def build(model, tokenizer) -> None:
+    """Adds /generate and /trace to the page under construction."""
+
+    def generate(
+        prompt: str,
+        temperature: float = 1.0,
+        dynamic_temperature: bool = False,
+        temperature_min: float = 0.5,
+        temperature_max: float = 1.5,
+        temperature_exponent: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        no_repeat_ngram: int = 0,
+        order: str = "transformers",
+        repetition_scope: str = "all",
+        penalty_scope: str = "output",
+        max_new_tokens: int = 128,
+        seed: int = -1,
+        traces: bool = False,
+    ) -> Iterator[dict]:
+        """Continues a prompt; streams {"text", "tokens", "seconds", "seed", "finish"} as it grows, and at the end, with
+        traces=True, "traces": what happened to each token. The settings are those of SamplingParams; seed -1 draws one.
+        """
+        values = {**locals()}
+        for name in ("prompt", "traces", "model", "tokenizer"):
+            values.pop(name, None)
+        if seed == -1:
+            values["seed"] = random.randrange(2**31)
+        try:
+            params = SamplingParams(**values)
+        except ValueError as error:
+            raise refusal(error) from error
+        for generation in playground.generate(model, tokenizer, prompt, params):
+            last = generation.tokens[-1] if generation.tokens else None
+            answer = {
+                "text": generation.text[len(prompt) :],
+                "tokens": len(generation.tokens),
+                "seconds": round(generation.seconds, 3),
+                "seed": params.seed,
+                "finish": "time" if generation.late else last and last.finish,
+            }
+            if traces and answer["finish"]:
+                answer["traces"] = [token.as_dict() for token in generation.tokens]
+            yield answer
+
+    def trace(text: str, attention_layer: int = -1) -> dict:
+        """What the model does with a text: {"ids", "tokens", "probabilities", "routing": [{"layer", "indices",
+        "weights"}]}, and with attention_layer from 0 on "attention" (heads x tokens x tokens).
+        """
+        seen = look(model, tokenizer, text)
+        answer = {
+            "ids": seen.ids,
+            "tokens": seen.tokens,
+            "probabilities": seen.probabilities,
+            "routing": [
+                {"layer": layer.layer, "indices": layer.indices.tolist(), "weights": layer.weights.tolist()}
+                for layer in seen.routing
+            ],
+        }
+        if attention_layer != -1:
+            try:
+                answer["attention"] = seen.attention(attention_layer).tolist()
+            except (ValueError, TypeError) as error:
+                layers = model.config.num_hidden_layers
+                message = (
+                    f"attention_layer is {attention_layer!r:.60}; it must be a whole number from -1 to {layers - 1}."
+                )
+                raise refusal(ValueError(message)) from error
+        return answer
+
+    gr.api(generate, api_name="generate", **playground.MODEL)
+    gr.api(trace, api_name="trace", **playground.MODEL)

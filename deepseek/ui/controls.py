@@ -1,0 +1,108 @@
+"""The sampler's controls: one slider or box a setting, presets over them, and the way from their values to SamplingParams."""
+
+import random
+
+import gradio as gr
+
+from deepseek.sampling import ORDERS, SCOPES, SamplingParams
+
+PRESETS = {
+    "neutral": {},
+    "stories": dict(temperature=0.8, top_p=0.95, top_k=50),
+    "greedy": dict(temperature=0.0),
+    "card, calm": dict(
+        temperature=0.7, top_p=0.9, top_k=40, repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.5
+    ),
+    "card, wild": dict(
+        temperature=1.65, top_p=0.95, top_k=50, repetition_penalty=1.5, presence_penalty=0.5, frequency_penalty=0.5
+    ),
+}
+FIRST = "stories"
+SCOPE_CHOICES = [("prompt and output", "all"), ("output only", "output")]
+assert [value for _, value in SCOPE_CHOICES] == list(SCOPES)
+
+
+def sampler_controls() -> dict[str, gr.components.Component]:
+    """Draws the controls and returns them by the name of their setting, in SamplingParams' order, less the seed."""
+    start = SamplingParams(**PRESETS[FIRST])
+
+    def slider(name, low, high, step, text, info):
+        return gr.Slider(low, high, value=getattr(start, name), step=step, label=text, info=info)
+
+    preset = gr.Dropdown(list(PRESETS), value=FIRST, label="preset", info="neutral: the model's own distribution")
+    c = {}
+    c["temperature"] = slider(
+        "temperature", 0, 2, 0.05, "temperature", "divides the logits; 0 takes the most likely token"
+    )
+    with gr.Accordion("dynamic temperature", open=False):
+        c["dynamic_temperature"] = gr.Checkbox(
+            value=start.dynamic_temperature,
+            label="in place of the fixed one",
+            info="cold where the model is sure, hot where it is not: min + (max − min) · (entropy / ln N)^exponent",
+        )
+        c["temperature_min"] = slider("temperature_min", 0.05, 2, 0.05, "min", "at entropy 0")
+        c["temperature_max"] = slider(
+            "temperature_max", 0.05, 3, 0.05, "max", "when all N candidates are equally likely"
+        )
+        c["temperature_exponent"] = slider(
+            "temperature_exponent", 0.1, 4, 0.1, "exponent", "above 1: stays cold longer"
+        )
+    c["top_k"] = slider("top_k", 0, 200, 1, "top-k", "keeps the k most likely; 0 is off")
+    c["top_p"] = slider("top_p", 0.05, 1, 0.01, "top-p", "keeps the most likely that together reach p; 1 is off")
+    c["min_p"] = slider(
+        "min_p", 0, 0.5, 0.01, "min-p", "keeps those at least this times as likely as the first; 0 is off"
+    )
+    with gr.Accordion("penalties", open=False):
+        c["repetition_penalty"] = slider(
+            "repetition_penalty",
+            1,
+            2,
+            0.05,
+            "repetition",
+            "divides the logit of a token seen, or multiplies one below 0; 1 is off",
+        )
+        c["presence_penalty"] = slider(
+            "presence_penalty", -2, 2, 0.1, "presence", "taken off once if the token was seen"
+        )
+        c["frequency_penalty"] = slider(
+            "frequency_penalty", -2, 2, 0.1, "frequency", "taken off for each time it was seen"
+        )
+        c["no_repeat_ngram"] = slider(
+            "no_repeat_ngram", 0, 10, 1, "no repeated n-gram", "bars n tokens in a row twice; 0 is off"
+        )
+    with gr.Accordion("order and scope", open=False):
+        c["order"] = gr.Radio(list(ORDERS), value=start.order, label="order", info=" → ".join(ORDERS[start.order]))
+        c["repetition_scope"] = gr.Radio(
+            SCOPE_CHOICES, value=start.repetition_scope, label="repetition and n-gram look at"
+        )
+        c["penalty_scope"] = gr.Radio(SCOPE_CHOICES, value=start.penalty_scope, label="presence and frequency look at")
+    c["max_new_tokens"] = slider("max_new_tokens", 1, 400, 1, "new tokens", "at most")
+
+    changed = [name for name in c if name != "max_new_tokens"]
+
+    def choose(name: str):
+        values = SamplingParams(**PRESETS[name])
+        return [getattr(values, field) for field in changed]
+
+    preset.input(choose, preset, [c[name] for name in changed], api_visibility="private", queue=False)
+    c["order"].change(
+        lambda order: gr.update(info=" → ".join(ORDERS[order])),
+        c["order"],
+        c["order"],
+        api_visibility="private",
+        queue=False,
+    )
+    return c
+
+
+def params(names, values, seed, locked: bool) -> SamplingParams:
+    """Checked settings from the controls' values; an unlocked seed is drawn anew. Raises gr.Error."""
+    try:
+        return SamplingParams(**dict(zip(names, values)), seed=seed if locked else random.randrange(2**31))
+    except ValueError as error:
+        raise refusal(error) from error
+
+
+def refusal(error: Exception) -> gr.Error:
+    """An error for the reader: its sentence, without a traceback."""
+    return gr.Error(str(error), print_exception=False, title="Not possible")

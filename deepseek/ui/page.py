@@ -1,0 +1,30 @@
+"""The whole page: tabs side by side, and what one tab tells another."""
+
+import gradio as gr
+
+from deepseek.sampling import SamplingParams
+from deepseek.trace import trace
+from deepseek.ui import api, attention, controls, experts, playground, subject
+
+TITLE = "DeepSeek playground"
+INTRO = "# Watch a mixture of experts think, token by token\nA small DeepSeek-style language model, running here."
+
+
+def build(model, tokenizer) -> gr.Blocks:
+    """The page over one model. A first text is generated now, so that every panel has something to show."""
+    params = SamplingParams(**controls.PRESETS[controls.FIRST], max_new_tokens=64, seed=7)
+    *_, first = playground.generate(model, tokenizer, playground.EXAMPLES[0], params)
+    seen = trace(model, tokenizer, first.text)
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as demo:
+        gr.Markdown(INTRO)
+        with gr.Tabs():
+            with gr.Tab("Playground"):
+                generation, ended = playground.build(model, tokenizer, first)
+            with gr.Tab("Experts") as experts_tab:
+                experts_view = experts.build(model, tokenizer, first.text, seen)
+            with gr.Tab("Attention") as attention_tab:
+                attention_view = attention.build(model, tokenizer, first.text, seen)
+        subject.connect(experts_view, experts_tab, first.text, generation, ended)
+        subject.connect(attention_view, attention_tab, first.text, generation, ended)
+        api.build(model, tokenizer)
+    return demo

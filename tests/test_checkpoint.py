@@ -1,0 +1,223 @@
+"""Opening folders that may be damaged or hostile, and commits that survive a crash at any point."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from deepseek.checkpoint import CheckpointError, commit, commits, export, latest, load, preferred_dtype
+from deepseek.config import preset
+from deepseek.data import encode, learn_tokenizer
+from deepseek.model import DeepseekV3ForCausalLM
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder with a random model and a tokenizer."""
+    folder = tmp_path_factory.mktemp("saved")
+    text = folder / "text.txt"
+    text.write_text("the little fox ran to the little house. " * 20)
+    learn_tokenizer([str(text)], 300).save_pretrained(folder / "model")
+    model = DeepseekV3ForCausalLM(preset("tiny", vocab_size=300))
+    model.model.layers[1].mlp.gate.e_score_correction_bias.uniform_(-0.1, 0.1)
+    model.save_pretrained(folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy of it to do harm to."""
+    return shutil.copytree(saved, tmp_path / "model")
+
+
+def edit(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def assert_refused(path):
+    with pytest.raises(CheckpointError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert message.startswith(f"checkpoint {str(path)!r}") and "\n" not in message
+    return message
+
+
+# Opening
+
+
+def test_load_returns_the_model_and_tokenizer_that_were_saved(saved):
+    model, tokenizer = load(saved, torch.float32)
+    assert type(model) is DeepseekV3ForCausalLM and not model.training
+    for name, tensor in DeepseekV3ForCausalLM.from_pretrained(saved).state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+    ids = encode(tokenizer, "the little fox")
+    assert ids[0] == tokenizer.bos_token_id == 0
+    assert tokenizer.decode(ids[1:]) == "the little fox"
+    assert len(ids) < len("the little fox")
+
+
+def test_dtype_is_chosen_for_the_machine_unless_given(saved):
+    assert load(saved)[0].dtype == preferred_dtype()
+    assert load(saved, torch.bfloat16)[0].dtype == torch.bfloat16
+
+
+def test_other_models_open_in_transformers_own_class(tmp_path):
+    ids = dict(bos_token_id=0, eos_token_id=0)
+    config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=50, n_positions=16, **ids)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    assert type(load(tmp_path)[0]) is transformers.GPT2LMHeadModel
+
+
+def test_a_folder_need_not_have_a_tokenizer(folder):
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    model, tokenizer = load(folder)
+    assert type(model) is DeepseekV3ForCausalLM and tokenizer is None
+
+
+DAMAGE = {
+    "no config": lambda folder: (folder / "config.json").unlink(),
+    "garbage config": lambda folder: (folder / "config.json").write_text("{nope"),
+    "binary config": lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\x00"),
+    "unknown model": lambda folder: edit(folder / "config.json", model_type="other"),
+    "unknown rope": lambda folder: edit(folder / "config.json", rope_parameters=dict(rope_type="dynamic", factor=2.0)),
+    "words for numbers": lambda folder: edit(folder / "config.json", hidden_size="wide"),
+    "other shapes": lambda folder: edit(folder / "config.json", hidden_size=80),
+    "absurd shapes": lambda folder: edit(folder / "config.json", vocab_size=2**60),
+    "missing tensors": lambda folder: edit(folder / "config.json", num_hidden_layers=3),
+    "truncated weights": lambda folder: os.truncate(folder / WEIGHTS, (folder / WEIGHTS).stat().st_size - 1000),
+    "empty weights": lambda folder: os.truncate(folder / WEIGHTS, 0),
+    "only a pickle": lambda folder: (folder / WEIGHTS).rename(folder / "pytorch_model.bin"),
+    "no folder": shutil.rmtree,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_what_cannot_be_opened_is_refused_in_one_sentence(folder, damage):
+    damage(folder)
+    assert_refused(folder)
+
+
+def test_a_file_is_refused_too(saved):
+    assert "neither a folder nor a Hub id" in assert_refused(saved / "config.json")
+
+
+class Bomb:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_pickle_is_never_opened(folder, tmp_path):
+    mark = tmp_path / "exploded"
+    for name in ("pytorch_model.bin", "training.pt"):
+        torch.save({"weights": Bomb(mark)}, folder / name)
+    load(folder)
+    (folder / WEIGHTS).unlink()
+    assert_refused(folder)
+    assert not mark.exists()
+    torch.load(folder / "pytorch_model.bin", weights_only=False)
+    assert mark.exists()  # the bomb was a real one
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v3", "made_up"])
+def test_code_in_a_folder_is_never_run(folder, tmp_path, model_type):
+    mark = tmp_path / "exploded"
+    (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w')\nclass Config: pass\nclass Model: pass\nclass Tok: pass")
+    auto_map = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model", "AutoTokenizer": [None, "evil.Tok"]}
+    edit(folder / "config.json", model_type=model_type, auto_map=auto_map)
+    edit(folder / "tokenizer_config.json", tokenizer_class="Tok", auto_map=auto_map)
+    if model_type == "made_up":
+        assert_refused(folder)
+    else:
+        assert type(load(folder)[0]) is DeepseekV3ForCausalLM
+    assert not mark.exists()
+
+
+def test_export_writes_bf16_and_the_tokenizer(saved, tmp_path):
+    export(saved, tmp_path)
+    before, after = load_file(saved / WEIGHTS), load_file(tmp_path / WEIGHTS)
+    assert before.keys() == after.keys()
+    for name, tensor in after.items():
+        if not name.endswith("e_score_correction_bias"):
+            assert tensor.dtype == torch.bfloat16, name
+            assert torch.equal(tensor, before[name].bfloat16()), name
+    assert load(tmp_path)[1].get_vocab() == load(saved)[1].get_vocab()
+
+
+# Commits
+
+
+def write(folder):
+    (folder / "weights").write_bytes(bytes(range(256)))
+    (folder / "state").write_text("step")
+
+
+def flip_a_bit(folder):
+    file = folder / "weights"
+    file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
+
+
+def test_a_commit_lists_every_file_in_its_manifest(tmp_path):
+    folder = commit(tmp_path / "run", 7, write)
+    assert folder == tmp_path / "run" / "step-000007" == latest(tmp_path / "run")
+    assert set(json.loads((folder / "manifest.json").read_text())) == {"weights", "state"}
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["step-000007"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flip_a_bit,
+        lambda folder: (folder / "state").unlink(),
+        lambda folder: (folder / "extra").touch(),
+        lambda folder: (folder / "manifest.json").unlink(),
+        lambda folder: (folder / "manifest.json").write_text("[1]"),
+        lambda folder: os.truncate(folder / "manifest.json", 20),
+    ],
+    ids=["one bit", "missing file", "extra file", "no manifest", "other manifest", "cut manifest"],
+)
+def test_latest_passes_over_a_damaged_commit(tmp_path, damage):
+    good, bad = commit(tmp_path, 100, write), commit(tmp_path, 200, write)
+    assert latest(tmp_path) == bad
+    damage(bad)
+    assert latest(tmp_path) == good
+    damage(good)
+    assert latest(tmp_path) is None
+
+
+def test_a_damaged_commit_can_be_made_again(tmp_path):
+    flip_a_bit(commit(tmp_path, 100, write))
+    assert commit(tmp_path, 100, write) == latest(tmp_path)
+
+
+def test_only_the_newest_commits_are_kept(tmp_path):
+    for step in (5, 50, 999_999, 1_000_000):
+        commit(tmp_path, step, write, keep=2)
+    assert [path.name for path in commits(tmp_path)] == ["step-999999", "step-1000000"]
+
+
+def test_a_failing_write_leaves_the_commits_before_it(tmp_path):
+    def fail(folder):
+        write(folder)
+        raise OSError("disk full")
+
+    good = commit(tmp_path, 100, write)
+    with pytest.raises(OSError, match="disk full"):
+        commit(tmp_path, 200, fail)
+    assert commits(tmp_path) == [good] and latest(tmp_path) == good
+    assert commit(tmp_path, 200, write) == latest(tmp_path)
+
+
+def test_a_run_without_commits_has_no_latest(tmp_path):
+    assert latest(tmp_path) is latest(tmp_path / "nothing") is None
