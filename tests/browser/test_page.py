@@ -1,0 +1,118 @@
+"""What a reader does: generate, watch, stop, and look at the panels."""
+
+import re
+
+from playwright.sync_api import expect
+
+
+def settle(page):
+    expect(page.locator("#stats")).to_contain_text("ended by")
+
+
+def texts(page, strip):
+    return page.locator(f"#{strip} .token").all_text_contents()
+
+
+def open_tab(page, name):
+    page.get_by_role("tab", name=name, exact=True).click()
+
+
+def plotted(page, index):
+    """The traces that the index-th visible plot has drawn."""
+    plot = page.locator(".js-plotly-plot:visible").nth(index)
+    expect(plot).to_be_visible()
+    return plot.evaluate("plot => plot.data.map(trace => ({x: [...trace.x], type: trace.type}))")
+
+
+def test_first_visit_shows_an_example(page):
+    assert len(texts(page, "strip")) > 20
+    open_tab(page, "Experts")
+    assert plotted(page, 0)[0]["type"] == "heatmap"
+    assert len(plotted(page, 1)) == 8
+    open_tab(page, "Attention")
+    assert plotted(page, 0)[0]["type"] == "heatmap"
+    assert len(plotted(page, 1)) == 9
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_text_streams_and_both_panels_draw_it(page):
+    page.get_by_label("prompt").fill("The little fox")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    tokens = page.locator("#strip .token")
+    expect(page.locator("#strip .prompt")).to_have_text("The little fox")
+    expect(tokens.nth(3)).to_be_attached()
+    early = tokens.count()
+    settle(page)
+    generated = texts(page, "strip")
+    assert early < len(generated)
+    open_tab(page, "Experts")
+    expect(page.locator("#experts-strip .tokens")).to_contain_text("The little fox")
+    whole = "".join(texts(page, "experts-strip"))
+    assert "".join(generated).replace("⏹", "")[:60] in whole
+    names = plotted(page, 0)[0]["x"]
+    assert any("fox" in name for name in names)
+    open_tab(page, "Attention")
+    expect(page.locator(".js-plotly-plot:visible .xtick", has_text="fox").first).to_be_attached()
+    assert any("fox" in name for name in plotted(page, 0)[0]["x"])
+
+
+def test_stop_keeps_what_is_there(page):
+    box = page.locator("label, .form", has_text="new tokens").locator("input[type=number]").last
+    box.fill("400")
+    box.press("Tab")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    expect(page.locator("#stats")).not_to_contain_text("ended by")
+    expect(page.locator("#strip .token").nth(5)).to_be_attached()
+    page.get_by_role("button", name="Stop", exact=True).click()
+    page.wait_for_timeout(700)
+    count = page.locator("#strip .token").count()
+    page.wait_for_timeout(700)
+    assert 5 < count == page.locator("#strip .token").count() < 400
+
+
+def test_same_seed_same_text(page):
+    page.get_by_label("keep this seed").check()
+    runs = []
+    for _ in range(2):
+        page.get_by_role("button", name="Generate", exact=True).click()
+        expect(page.locator("#stats")).not_to_contain_text("ended by")
+        settle(page)
+        runs.append(texts(page, "strip"))
+    assert runs[0] == runs[1]
+
+
+def test_a_token_is_selected_by_click_and_by_key(page):
+    page.locator("#strip .token").nth(4).click()
+    expect(page.locator("#strip .detail")).to_contain_text("token 5 ")
+    page.locator("#strip .tokens").press("ArrowRight")
+    expect(page.locator("#strip .detail")).to_contain_text(re.compile(r"token 6 .*probability"))
+    page.get_by_label("colour the tokens by").first.select_option("layer 3")
+    expect(page.locator("#strip .detail")).to_be_visible()
+    background = page.locator("#strip .token").nth(4).evaluate("e => getComputedStyle(e).backgroundColor")
+    assert background != "rgba(0, 0, 0, 0)"
+
+
+def test_bad_input_is_told_and_costs_nothing(page):
+    before = texts(page, "strip")
+    page.get_by_label("prompt").fill("   ")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    expect(page.get_by_text("prompt is empty").first).to_be_visible()
+    assert texts(page, "strip") == before
+    page.get_by_label("prompt").fill("word " * 3000)
+    page.get_by_role("button", name="Generate", exact=True).click()
+    expect(page.get_by_text("the model reads").first).to_be_visible()
+    assert texts(page, "strip") == before
+
+
+def test_hostile_text_is_only_text(page):
+    hostile = "${1+1} `x` <img src=x onerror=\"document.title='owned'\"> \\u0041 \u202eevil\u202c a\u200bb {{value}}"
+    page.get_by_label("prompt").fill(hostile)
+    page.get_by_role("button", name="Generate", exact=True).click()
+    expect(page.locator("#strip .prompt")).to_contain_text("${1+1} `x` <img src=x onerror=")
+    expect(page.locator("#strip .prompt")).to_contain_text("U+202E")
+    settle(page)
+    for name in ("Experts", "Attention"):
+        open_tab(page, name)
+        page.wait_for_timeout(1500)
+        assert page.locator("img[src=x]").count() == 0
+    assert page.title() != "owned"
