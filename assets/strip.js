@@ -1,12 +1,13 @@
 // A text as tokens: coloured, hovered, selected by click or arrow keys. Its value is append-only lines of JSON:
 //   {"prompt": text, "experts": n, "layers": [1, 2]}      first, a new text
+//   {"mark": index}                                       a bar before that token
 //   {"t": text, "p": probability, "r": rank, "h": entropy, "T": temperature, "e": {"1": [[expert, weight], ...]}}
 // All text goes in through textContent and never through the template.
 const strip = element.querySelector('.tokens'), chooser = element.querySelector('select');
 const legend = element.querySelector('.legend'), detail = element.querySelector('.detail');
 const palette = JSON.parse(element.querySelector('.strip').dataset.colours);
 const first = element.querySelector('.strip').dataset.first;
-let seen = '', head = {}, tokens = [], spans = [], selected = -1;
+let seen = '', head = {}, tokens = [], spans = [], selected = -1, marked = -1;
 
 const percent = value => value == null ? '–' : (100 * value).toFixed(value < 0.0995 ? 1 : 0) + ' %';
 const layer = () => chooser.value.startsWith('layer ') ? chooser.value.slice(6) : null;
@@ -75,7 +76,7 @@ function choose(index, tell) {
 }
 
 function start(line) {
-  head = line; tokens = []; spans = []; selected = -1;
+  head = line; tokens = []; spans = []; selected = marked = -1;
   strip.textContent = ''; detail.textContent = '';
   if (line.prompt) {
     const span = document.createElement('span');
@@ -109,6 +110,12 @@ function add(token) {
   span.title = describe(token, index);
   span.addEventListener('click', () => choose(index, true));
   strip.append(span);
+  if (index === marked) mark(index);
+}
+
+function mark(index) {
+  marked = index;
+  if (spans[index]) spans[index].classList.add('diverged');
 }
 
 function draw() {
@@ -118,7 +125,7 @@ function draw() {
   for (const line of value.slice(seen.length, end).split('\n')) {
     if (!line) continue;
     const record = JSON.parse(line);
-    if ('experts' in record) start(record); else add(record);
+    if ('experts' in record) start(record); else if ('mark' in record) mark(record.mark); else add(record);
   }
   seen = value.slice(0, end);
 }

@@ -75,6 +75,14 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def fingerprint(path) -> str:
+    """sha256 over the weight files of a folder, or the commit of a Hub id: two alike hold the same weights."""
+    files = sorted(Path(path).glob("*.safetensors"))
+    if not files:
+        return AutoConfig.from_pretrained(str(path))._commit_hash or ""
+    return hashlib.sha256("".join(_sha256(file) for file in files).encode()).hexdigest()
+
+
 def export(source, target, dtype: torch.dtype = torch.bfloat16) -> None:
     """Copies the model and tokenizer of checkpoint `source` into folder `target`, weights as `dtype`."""
     model, tokenizer = load(source, torch.float32)

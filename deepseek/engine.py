@@ -5,13 +5,13 @@ between tokens from outside.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
 
 from deepseek.model import DeepseekV3ForCausalLM, LatentCache
-from deepseek.sampling import Context, SamplingParams, apply, entropy
+from deepseek.sampling import LONGEST_STOP, Context, SamplingParams, apply, entropy
 from deepseek.text import TextStream, prompt_ids
 from deepseek.trace import context_length, recorded_routing, strongest_first
 
@@ -52,54 +52,69 @@ class TokenTrace:
     temperature: float  # the one used; 0 is greedy
     stages: list[Stage]
     candidates: list[Candidate]  # the sampler's first choices, then the model's others; empty without `record`
-    experts: dict[int, list[tuple[int, float]]]  # MoE layer: (expert, weight), strongest first
+    experts: dict[int, list[tuple[int, float]]]  # MoE layer: (expert, weight) this token was sent to, strongest first
     milliseconds: float
-    finish: str | None = None  # on the last token: "end of text", "length" or "context full"
+    finish: str | None = None  # on the last token: "end of text", "stop string", "length" or "context full"
 
     def as_dict(self) -> dict:
         return asdict(self)
 
 
-def stream(model, tokenizer, prompt, params: SamplingParams | None = None, record: bool = True) -> Iterator[TokenTrace]:
+def stream(
+    model,
+    tokenizer,
+    prompt,
+    params: SamplingParams | None = None,
+    force: Mapping[int, int] | None = None,
+    record: bool = True,
+) -> Iterator[TokenTrace]:
     """Continues `prompt` (text or ids) on any transformers causal language model, a TokenTrace at a time.
 
-    The same seed, settings and checkpoint give the same tokens, whatever else runs. Closing the generator ends the
-    work. Without `record` the candidates stay empty. Raises ValueError for a prompt that is empty or too long.
+    The same seed, settings and checkpoint give the same tokens, whatever else runs: a draw depends on the seed, the
+    position and the text before it alone. So `force`, ids by their place in the output from 0, puts single tokens in
+    another's place and leaves the text before them as it was. Closing the generator ends the work. Without `record`
+    candidates, stages and the last token's experts stay empty.
+    Raises ValueError for a prompt that is empty or too long.
     """
     params = params or SamplingParams()
     limit = context_length(model)
     ids = prompt_ids(tokenizer, prompt, limit)
+    seed = torch.seed() % 2**63 if params.seed is None else params.seed
     generator = torch.Generator()
-    generator.manual_seed(params.seed) if params.seed is not None else generator.seed()
     room = min(params.max_new_tokens, limit - len(ids)) if limit else params.max_new_tokens
     cache = LatentCache(model.config, len(ids) + room) if isinstance(model, DeepseekV3ForCausalLM) else None
     ends = model.generation_config.eos_token_id
     ends = {ends} if isinstance(ends, int) else set(ends or [])
-    text = TextStream(tokenizer)
+    text, tail = TextStream(tokenizer), ""
     context = Context(ids, [])
-    fresh = ids
-    for count in range(1, room + 1):
+    logits_V, cache, _ = _forward(model, ids, cache)
+    while len(context.output) < room:
         began = time.perf_counter()
-        logits_V, cache, experts = _forward(model, fresh, cache)
-        token, trace = _draw(logits_V, params, context, generator, tokenizer, record)
+        position = len(ids) + len(context.output)
+        generator.manual_seed((seed * 1_000_003 + position) % 2**63)
+        forced = (force or {}).get(len(context.output))
+        token, how = _draw(logits_V, params, context, generator, tokenizer, record, forced)
         context.output.append(token)
-        fresh = [token]
         chunk = text.push(token)
+        tail = (tail + chunk)[-LONGEST_STOP:]
         finish = None
         if token in ends:
             finish = "end of text"
-        elif count == room:
-            finish = "length" if count == params.max_new_tokens else "context full"
-        if finish:
-            chunk += text.end()
+        elif any(stop in tail for stop in params.stop):
+            finish = "stop string"
+        elif len(context.output) == room:
+            finish = "length" if room == params.max_new_tokens else "context full"
+        experts = {}
+        if record or not finish:
+            logits_V, cache, experts = _forward(model, [token], cache)
         yield TokenTrace(
             id=token,
-            text=chunk,
-            position=len(ids) + count - 1,
+            text=chunk + text.end() if finish else chunk,
+            position=position,
             experts=experts,
             milliseconds=(time.perf_counter() - began) * 1e3,
             finish=finish,
-            **trace,
+            **how,
         )
         if finish:
             return
@@ -119,7 +134,7 @@ def _forward(model, ids: list[int], cache):
 
 
 @torch.inference_mode()
-def _draw(logits_V, params, context, generator, tokenizer, record: bool):
+def _draw(logits_V, params, context, generator, tokenizer, record: bool, forced: int | None):
     """Draws the next token; returns it and the fields of TokenTrace that tell how."""
     rows, names, active = [logits_V], ["raw"], [True]
     for name, was_active, after in apply(logits_V, params, context):
@@ -127,7 +142,7 @@ def _draw(logits_V, params, context, generator, tokenizer, record: bool):
         active.append(was_active)
         rows.append(after)
     final = rows[-1].softmax(-1)
-    token = int(torch.multinomial(final, 1, generator=generator))
+    token = int(torch.multinomial(final, 1, generator=generator)) if forced is None else forced
     raw = logits_V.softmax(-1)
     stages, candidates = [], []
     if record:

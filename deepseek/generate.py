@@ -1,10 +1,15 @@
 """Samples from prompts: `python -m deepseek.generate --prompt "Once upon a time" --temperature 0.8 --seed 7`."""
 
 import argparse
+import json
 import random
 import sys
 from dataclasses import fields, replace
+from pathlib import Path
 
+import torch
+
+from deepseek import record
 from deepseek.checkpoint import CheckpointError, load
 from deepseek.engine import stream
 from deepseek.sampling import LIMITS, SamplingParams
@@ -16,10 +21,17 @@ def parse(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(prog="python -m deepseek.generate", description="Print samples from prompts.")
     parser.add_argument("--checkpoint", default="assets/demo", help="a folder or a Hub id (assets/demo)")
     parser.add_argument("--prompt", action="append", help="text to continue; may be given several times")
+    parser.add_argument("--export", metavar="FILE", help="write the last sample with all its traces as JSON")
+    parser.add_argument("--repeat", metavar="FILE", help="generate such a file's text anew and compare; nothing else")
     parser.add_argument("--samples", type=int, default=1, help="samples of each prompt, seeds counted up (1)")
     for field in fields(SamplingParams):
-        limit = LIMITS[field.name]
         flag = "--" + field.name.replace("_", "-")
+        if field.name == "stop":
+            parser.add_argument(
+                flag, action="append", default=[], help="text that ends a sample; may be given several times"
+            )
+            continue
+        limit = LIMITS[field.name]
         if limit[0] is bool:
             parser.add_argument(flag, action="store_true")
         elif isinstance(limit[0], str):
@@ -29,7 +41,7 @@ def parse(arguments: list[str] | None = None):
             parser.add_argument(flag, type=float if limit[0] is float else int, default=field.default,
                                 help=f"{allowed} ({field.default})")  # fmt: skip
     values = vars(parser.parse_args(arguments))
-    options = {name: values.pop(name) for name in ("checkpoint", "prompt", "samples")}
+    options = {name: values.pop(name) for name in ("checkpoint", "prompt", "samples", "export", "repeat")}
     try:
         params = SamplingParams(**values)
     except ValueError as error:
@@ -39,24 +51,48 @@ def parse(arguments: list[str] | None = None):
     return options, params
 
 
+def print_samples(model, tokenizer, prompts, samples: int, params: SamplingParams) -> dict:
+    """Prints `samples` texts of each prompt; returns the record of the last."""
+    number = 0
+    for prompt in prompts:
+        for count in range(samples):
+            number += 1
+            print(f"Sample {number}:\nPrompt: {prompt}\nGenerated text (temp={params.temperature:g}): ", end="")
+            seeded = replace(params, seed=(params.seed + count) % 2**63)
+            tokens = []
+            for token in stream(model, tokenizer, prompt, seeded):
+                tokens.append(token)
+                print(token.text, end="", flush=True)
+            print(f"\n[seed {seeded.seed}, ended by {token.finish}]\n", flush=True)
+    return record.make(model, prompt, seeded, tokens, {})
+
+
+def check_repeat(model, tokenizer, known: dict) -> None:
+    """Prints a record's text as it comes again; exits with 1 at the first token that differs."""
+    print(known["prompt"], end="")
+    for place, (token, same) in enumerate(record.repeat(known, model, tokenizer)):
+        print(token.text, end="", flush=True)
+        if not same:
+            sys.exit(f"\ndiffers at token {place + 1} of {len(known['tokens'])}")
+    print(f"\n[{len(known['tokens'])} tokens, all as recorded]")
+
+
 def main():
     options, params = parse()
     if params.seed is None:
         params = replace(params, seed=random.randrange(2**31))
     try:
-        model, tokenizer = load(options["checkpoint"])
+        known = record.read(Path(options["repeat"]).read_text()) if options["repeat"] else None
+        dtype = getattr(torch, known["checkpoint"]["dtype"]) if known else None
+        model, tokenizer = load(options["checkpoint"], dtype)
         if tokenizer is None:
             raise CheckpointError(f"checkpoint {options['checkpoint']!r} has no tokenizer.")
-        number = 0
-        for prompt in options["prompt"] or PROMPTS:
-            for count in range(options["samples"]):
-                number += 1
-                print(f"Sample {number}:\nPrompt: {prompt}\nGenerated text (temp={params.temperature:g}): ", end="")
-                seeded = replace(params, seed=(params.seed + count) % 2**63)
-                for token in stream(model, tokenizer, prompt, seeded, record=False):
-                    print(token.text, end="", flush=True)
-                print(f"\n[seed {seeded.seed}, {token.finish}]\n", flush=True)
-    except ValueError as error:
+        if known:
+            return check_repeat(model, tokenizer, known)
+        last = print_samples(model, tokenizer, options["prompt"] or PROMPTS, options["samples"], params)
+        if options["export"]:
+            Path(options["export"]).write_text(json.dumps(last))
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -26,6 +26,7 @@ ORDERS = {
     ),
 }  # fmt: skip
 SCOPES = ("all", "output")  # prompt and output, or output only
+LONGEST_STOP = 200  # characters of a stop string
 COLDEST = 0.01  # the lowest temperature that divides; 0 is greedy
 
 # field: (type, lowest, highest); a tuple of strings lists the choices
@@ -73,14 +74,14 @@ class SamplingParams:
     repetition_scope: str = "all"  # repetition and n-gram: prompt and output, or output only
     penalty_scope: str = "output"  # presence and frequency, likewise
     max_new_tokens: int = 128
+    stop: tuple[str, ...] = ()  # the text ends once it holds one of these
     seed: int | None = None  # None draws a new one
 
     def __post_init__(self):
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name == "seed" and value is None:
-                continue
-            object.__setattr__(self, field.name, _checked(field.name, value))
+            if field.name != "seed" or value is not None:
+                object.__setattr__(self, field.name, _checked(field.name, value))
         if self.temperature_min > self.temperature_max:
             raise ValueError(
                 f"temperature_min is {self.temperature_min}; it must not be above temperature_max, {self.temperature_max}."
@@ -90,6 +91,8 @@ class SamplingParams:
 
 
 def _checked(name: str, value):
+    if name == "stop":
+        return _checked_stop(value)
     limit = LIMITS[name]
     if isinstance(limit[0], str):
         if not isinstance(value, str) or value not in limit:
@@ -100,11 +103,21 @@ def _checked(name: str, value):
         if not isinstance(value, bool):
             raise ValueError(f"{name} is {_short(value)}; it must be true or false.")
         return value
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
     if not number or not low <= value <= high or (kind is int and value != int(value)):
         what = "a whole number" if kind is int else "a number"
         raise ValueError(f"{name} is {_short(value)}; it must be {what} from {low} to {high}.")
     return kind(value)
+
+
+def _checked_stop(value) -> tuple[str, ...]:
+    strings = [value] if isinstance(value, str) else value
+    fine = isinstance(strings, (list, tuple)) and all(
+        isinstance(s, str) and 0 < len(s) <= LONGEST_STOP for s in strings
+    )
+    if not fine or len(strings) > 16:
+        raise ValueError(f"stop is {_short(value)}; it must be at most 16 texts of 1 to {LONGEST_STOP} characters.")
+    return tuple(strings)
 
 
 def _short(value) -> str:

@@ -334,6 +334,12 @@ def test_dropout_acts_in_training_only():
     assert torch.equal(logits_of(plain.train(), ids), logits_of(plain, ids))
 
 
+def test_dropout_acts_on_every_branch():
+    model, ids = make(hidden_dropout=1.0).train(), tokens(1, 8)
+    only_embedded = model.lm_head(model.model.norm(model.model.embed_tokens(ids)))
+    assert_close(logits_of(model, ids), only_embedded, 1e-5)
+
+
 def test_loss_is_language_modelling_plus_weighted_balancing():
     model, ids = make(router_aux_loss_coef=0.3), tokens(2, 10)
     output = model(ids, labels=ids)

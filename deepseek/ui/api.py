@@ -6,13 +6,13 @@ from collections.abc import Iterator
 import gradio as gr
 
 from deepseek.sampling import SamplingParams
-from deepseek.ui import playground
+from deepseek.ui import compare, playground
 from deepseek.ui.controls import refusal
 from deepseek.ui.subject import look
 
 
 def build(model, tokenizer) -> None:
-    """Adds /generate and /trace to the page under construction."""
+    """Adds /generate, /trace and /compare to the page under construction."""
 
     def generate(
         prompt: str,
@@ -32,6 +32,7 @@ def build(model, tokenizer) -> None:
         repetition_scope: str = "all",
         penalty_scope: str = "output",
         max_new_tokens: int = 128,
+        stop: list[str] = [],  # noqa: B006  (read, never changed)
         seed: int = -1,
         traces: bool = False,
     ) -> Iterator[dict]:
@@ -85,5 +86,24 @@ def build(model, tokenizer) -> None:
                 raise refusal(ValueError(message)) from error
         return answer
 
+    def compare_texts(prompt: str, a: dict, b: dict, seed: int = 0) -> dict:
+        """One prompt and seed under two settings, each the fields of SamplingParams that are not neutral: {"a", "b":
+        {"text", "figures"}, "first_difference" (place in the output, from 0, or null), "settings": {name: [a, b]}}.
+        """
+        sides = []
+        for name, values in (("a", a), ("b", b)):
+            try:
+                sides.append(SamplingParams(**{**values, "seed": seed}))
+            except (TypeError, ValueError) as error:
+                raise refusal(ValueError(f"{name}: {error}")) from error
+        *_, (one, other) = compare.side_by_side((model, tokenizer), (model, tokenizer), prompt, *sides)
+        texts = {
+            name: {"text": g.text[len(prompt) :], "figures": compare.figures(g)}
+            for name, g in (("a", one), ("b", other))
+        }
+        changed = {name: list(values) for name, values in compare.differences(*sides).items()}
+        return {**texts, "first_difference": compare.divergence(one, other), "settings": changed}
+
+    gr.api(compare_texts, api_name="compare", **playground.MODEL)
     gr.api(generate, api_name="generate", **playground.MODEL)
     gr.api(trace, api_name="trace", **playground.MODEL)

@@ -22,14 +22,14 @@ SCOPE_CHOICES = [("prompt and output", "all"), ("output only", "output")]
 assert [value for _, value in SCOPE_CHOICES] == list(SCOPES)
 
 
-def sampler_controls() -> dict[str, gr.components.Component]:
-    """Draws the controls and returns them by the name of their setting, in SamplingParams' order, less the seed."""
-    start = SamplingParams(**PRESETS[FIRST])
+def sampler_controls(first: str = FIRST) -> tuple[gr.Dropdown, dict[str, gr.components.Component]]:
+    """Draws the controls; returns the presets' dropdown, and the others by the name of their setting, less the seed."""
+    start = SamplingParams(**PRESETS[first])
 
     def slider(name, low, high, step, text, info):
         return gr.Slider(low, high, value=getattr(start, name), step=step, label=text, info=info)
 
-    preset = gr.Dropdown(list(PRESETS), value=FIRST, label="preset", info="neutral: the model's own distribution")
+    preset = gr.Dropdown(list(PRESETS), value=first, label="preset", info="neutral: the model's own distribution")
     c = {}
     c["temperature"] = slider(
         "temperature", 0, 2, 0.05, "temperature", "divides the logits; 0 takes the most likely token"
@@ -76,15 +76,11 @@ def sampler_controls() -> dict[str, gr.components.Component]:
             SCOPE_CHOICES, value=start.repetition_scope, label="repetition and n-gram look at"
         )
         c["penalty_scope"] = gr.Radio(SCOPE_CHOICES, value=start.penalty_scope, label="presence and frequency look at")
+    c["stop"] = gr.Textbox(
+        "", label="stop strings", info="one a line; the text ends once it holds one", lines=1, max_lines=4
+    )
     c["max_new_tokens"] = slider("max_new_tokens", 1, 400, 1, "new tokens", "at most")
 
-    changed = [name for name in c if name != "max_new_tokens"]
-
-    def choose(name: str):
-        values = SamplingParams(**PRESETS[name])
-        return [getattr(values, field) for field in changed]
-
-    preset.input(choose, preset, [c[name] for name in changed], api_visibility="private", queue=False)
     c["order"].change(
         lambda order: gr.update(info=" → ".join(ORDERS[order])),
         c["order"],
@@ -92,13 +88,35 @@ def sampler_controls() -> dict[str, gr.components.Component]:
         api_visibility="private",
         queue=False,
     )
-    return c
+    return preset, c
+
+
+def apply_preset(
+    preset: gr.Dropdown, settings: dict, saved: gr.BrowserState | None = None, known=lambda saved: {}
+) -> None:
+    """Wires the dropdown: choosing a preset, one of PRESETS or of `known(saved)`, sets every slider but the length."""
+    fields = preset_fields(settings)
+
+    def choose(name, saved=None):
+        values = SamplingParams(**{**known(saved), **PRESETS}.get(name, {}))
+        return [getattr(values, field) for field in fields]
+
+    inputs = [preset] if saved is None else [preset, saved]
+    preset.input(choose, inputs, [settings[field] for field in fields], api_visibility="private", queue=False)
+
+
+def preset_fields(settings: dict) -> list[str]:
+    """The settings that a preset holds: how to draw, not where to end."""
+    return [name for name in settings if name not in ("max_new_tokens", "stop")]
 
 
 def params(names, values, seed, locked: bool) -> SamplingParams:
     """Checked settings from the controls' values; an unlocked seed is drawn anew. Raises gr.Error."""
+    settings = dict(zip(names, values))
+    if isinstance(settings.get("stop"), str):
+        settings["stop"] = tuple(line for line in settings["stop"].split("\n") if line)
     try:
-        return SamplingParams(**dict(zip(names, values)), seed=seed if locked else random.randrange(2**31))
+        return SamplingParams(**settings, seed=seed if locked else random.randrange(2**31))
     except ValueError as error:
         raise refusal(error) from error
 

@@ -28,10 +28,8 @@ def build(model, tokenizer, text: str, first) -> View:
     box, button = subject_box(text)
     value, figure, load, note = draw(first)
     colour = f"layer {first.routing[-1].layer}" if first.routing else "probability"
-    strip = token_strip(
-        "experts-strip", colour, "the text, coloured by expert; arrow keys move from one token to the next"
-    )
-    strip.value = value
+    help = "the text, coloured by expert; arrow keys move from one token to the next"
+    strip = token_strip("experts-strip", colour, help, value)
     note = gr.Markdown(note)
     gr.Markdown("### First expert of every token\nHover for the second one and the weights.")
     map_plot = gr.Plot(figure, show_label=False, elem_classes="wide")

@@ -4,7 +4,7 @@ import gradio as gr
 
 from deepseek.sampling import SamplingParams
 from deepseek.trace import trace
-from deepseek.ui import api, attention, controls, experts, playground, subject
+from deepseek.ui import api, attention, compare, controls, experts, playground, subject
 
 TITLE = "DeepSeek playground"
 INTRO = "# Watch a mixture of experts think, token by token\nA small DeepSeek-style language model, running here."
@@ -19,11 +19,13 @@ def build(model, tokenizer) -> gr.Blocks:
         gr.Markdown(INTRO)
         with gr.Tabs():
             with gr.Tab("Playground"):
-                generation, ended = playground.build(model, tokenizer, first)
+                generation, ended = playground.build(demo, model, tokenizer, first)
             with gr.Tab("Experts") as experts_tab:
                 experts_view = experts.build(model, tokenizer, first.text, seen)
             with gr.Tab("Attention") as attention_tab:
                 attention_view = attention.build(model, tokenizer, first.text, seen)
+            with gr.Tab("Compare"):
+                compare.build(model, tokenizer, first.prompt)
         subject.connect(experts_view, experts_tab, first.text, generation, ended)
         subject.connect(attention_view, attention_tab, first.text, generation, ended)
         api.build(model, tokenizer)

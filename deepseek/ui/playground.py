@@ -1,14 +1,16 @@
-"""The Playground tab: a prompt, the sampler, and the text token by token."""
+"""The Playground tab: a prompt, the sampler, the text token by token, and the selected token."""
 
+import random
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import gradio as gr
 
+from deepseek import plots
 from deepseek.engine import stream
 from deepseek.sampling import SamplingParams
 from deepseek.trace import routers
-from deepseek.ui import controls
+from deepseek.ui import controls, keep, token_detail
 from deepseek.ui.strip import generated_line, head_line, token_strip
 
 EXAMPLES = [
@@ -22,6 +24,7 @@ EXAMPLES = [
 REDRAW = 0.08  # seconds between two updates of the page; more often pegs the browser
 DEADLINE = 120  # seconds that one text may take
 MODEL = dict(concurrency_id="model", concurrency_limit=2)  # all work on the model shares these places in the queue
+QUICK = dict(api_visibility="private", queue=False)  # for what needs no model
 
 
 @dataclass
@@ -30,6 +33,8 @@ class Generation:
 
     prompt: str
     params: SamplingParams
+    forced: dict[int, int] = field(default_factory=dict)  # tokens that the reader put there, by place in the output
+    parent: "Generation | None" = None  # the text this one branched off
     tokens: list = field(default_factory=list)  # TokenTrace
     lines: list[str] = field(default_factory=list)  # of the token strip
     seconds: float = 0.0
@@ -40,6 +45,10 @@ class Generation:
         return self.prompt + "".join(token.text for token in self.tokens)
 
     @property
+    def ended(self) -> bool:
+        return self.late or bool(self.tokens and self.tokens[-1].finish)
+
+    @property
     def strip(self) -> str:
         return "".join(self.lines)
 
@@ -47,6 +56,8 @@ class Generation:
     def stats(self) -> str:
         rate = len(self.tokens) / self.seconds if self.seconds else 0.0
         parts = [f"{len(self.tokens)} tokens", f"{rate:.0f} tokens/s", f"seed {self.params.seed}"]
+        if self.forced:
+            parts.append("branched at token " + ", ".join(str(place + 1) for place in sorted(self.forced)))
         if self.late:
             parts.append(f"stopped after {DEADLINE} seconds")
         elif self.tokens and self.tokens[-1].finish:
@@ -54,14 +65,17 @@ class Generation:
         return " · ".join(parts)
 
 
-def generate(model, tokenizer, prompt: str, params: SamplingParams):
+def generate(model, tokenizer, prompt: str, params: SamplingParams, forced=None, parent=None):
     """Yields the Generation at most every REDRAW seconds while it grows, and at its end. Raises gr.Error."""
     if not isinstance(prompt, str):
         raise controls.refusal(ValueError(f"prompt is {prompt!r:.60}; it must be text."))
+    if params.seed is None:
+        params = replace(params, seed=random.randrange(2**31))
     experts = getattr(model.config, "num_local_experts", None) or 0
-    generation = Generation(prompt, params, lines=[head_line(sorted(routers(model)), experts, prompt)])
+    head = head_line(sorted(routers(model)), experts, prompt)
+    generation = Generation(prompt, params, forced or {}, parent, lines=[head])
     began = shown = time.monotonic()
-    tokens = stream(model, tokenizer, prompt, params)
+    tokens = stream(model, tokenizer, prompt, params, generation.forced)
     try:
         for token in tokens:
             generation.tokens.append(token)
@@ -69,7 +83,7 @@ def generate(model, tokenizer, prompt: str, params: SamplingParams):
             now = time.monotonic()
             generation.seconds = now - began
             generation.late = generation.seconds > DEADLINE
-            if token.finish or generation.late:
+            if generation.ended:
                 break
             if now - shown > REDRAW:
                 shown = now
@@ -81,48 +95,110 @@ def generate(model, tokenizer, prompt: str, params: SamplingParams):
     yield generation
 
 
-def build(model, tokenizer, first: Generation):
-    """Draws the tab, with `first` already in it. Returns (State with the reader's Generation, the event that ends one)."""
+def build(demo, model, tokenizer, first: Generation):
+    """Draws the tab, with `first` already in it. Returns (State with the reader's Generation, the events that end one)."""
     state = gr.State(first, time_to_live=3600)
+    selected = gr.State(0, time_to_live=3600)
     prompt = gr.Textbox(first.prompt, label="prompt", lines=2, max_lines=8)
     with gr.Row():
         go = gr.Button("Generate", variant="primary", min_width=90)
         stop = gr.Button("Stop", min_width=90)
         again = gr.Button("Regenerate", min_width=90)
-    gr.Examples(
-        [[example] for example in EXAMPLES], prompt, label="try", cache_examples=False, api_visibility="private"
-    )
+    gr.Examples([[text] for text in EXAMPLES], prompt, label="try", cache_examples=False, api_visibility="private")
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
-            strip = token_strip(
-                "strip", "probability", "the text, token by token; arrow keys move from one to the next"
-            )
-            strip.value = first.strip
+            help = "the text, token by token; arrow keys move from one to the next"
+            strip = token_strip("strip", "probability", help, first.strip)
             stats = gr.Markdown(first.stats, elem_id="stats")
+            back = gr.Button("Back to the text before the branch", size="sm", visible=False)
+            detail = token_detail.build(first)
+            with gr.Accordion("entropy and temperature along the text", open=False):
+                along = gr.Plot(plots.along_the_text(first.tokens), show_label=False, elem_classes="wide")
         with gr.Column(scale=2, min_width=300):
             with gr.Row():
-                seed = gr.Number(first.params.seed, label="seed", minimum=0, info="same seed, same text")
+                seed = gr.Number(first.params.seed, label="seed", info="same seed, same text")
                 locked = gr.Checkbox(False, label="keep this seed", info="or draw a new one each time")
-            settings = controls.sampler_controls()
+            preset, settings = controls.sampler_controls()
+            keep.build(demo, model, state, preset, settings)
+
+    def shown(generation):
+        index = max(generation.forced, default=0)
+        return [*token_detail.show(generation, index), plots.along_the_text(generation.tokens), index]
 
     def run(prompt, seed, locked, *values):
         params = controls.params(settings, values, seed, locked)
-        state_sent = False
-        for generation in generate(model, tokenizer, prompt, params):
-            # The state holds the object itself, which goes on growing: what there is at a Stop is kept.
-            yield generation.strip, generation.stats, params.seed, gr.skip() if state_sent else generation
-            state_sent = True
+        yield from streamed(generate(model, tokenizer, prompt, params))
 
     def run_again(last, seed, locked, *values):
         yield from run(last.prompt, seed, locked, *values)
 
-    outputs = [strip, stats, seed, state]
+    def branch(last, index, event: gr.EventData):
+        if not (isinstance(event.id, int) and event.id in {c.id for c in last.tokens[index].candidates}):
+            raise controls.refusal(ValueError(f"candidate is {event.id!r:.40}; it must be one of the table's."))
+        forced = {place: token for place, token in last.forced.items() if place < index} | {index: event.id}
+        yield from streamed(generate(model, tokenizer, last.prompt, last.params, forced, last))
+
+    def streamed(generations):
+        sent = False
+        for generation in generations:
+            # The state holds the object itself, which goes on growing: what there is at a Stop is kept.
+            reference = gr.skip() if sent else generation
+            yield (
+                generation.strip,
+                generation.stats,
+                generation.params.seed,
+                reference,
+                gr.update(visible=bool(generation.parent)),
+            )
+            sent = True
+
+    outputs = [strip, stats, seed, state, back]
     options = dict(outputs=outputs, api_visibility="private", show_progress="hidden", **MODEL)
     inputs = [seed, locked, *settings.values()]
     events = [
         go.click(run, [prompt, *inputs], **options),
         prompt.submit(run, [prompt, *inputs], **options),
         again.click(run_again, [state, *inputs], **options),
+        detail[2].branch(branch, [state, selected], **options),
     ]
-    stopped = stop.click(None, cancels=events, api_visibility="private", queue=False)
-    return state, [*events, stopped]
+    events.append(stop.click(None, cancels=events, **QUICK))
+
+    def before(generation):
+        old = generation.parent or generation
+        return old.strip, old.stats, old.params.seed, old, gr.update(visible=bool(old.parent))
+
+    events.append(back.click(before, state, outputs, **QUICK))
+    for event in events:
+        event.then(shown, state, [*detail, along, selected], **QUICK)
+
+    def select(generation, event: gr.EventData):
+        if not (isinstance(event.index, int) and 0 <= event.index < len(generation.tokens)):
+            return [gr.skip() for _ in range(4)]
+        return [*token_detail.show(generation, event.index), event.index]
+
+    strip.select(select, state, [*detail, selected], show_progress="hidden", **QUICK)
+
+    def restore(request: gr.Request):
+        """A link's prompt, seed and settings into the page."""
+        if "prompt" not in request.query_params:
+            return [gr.skip() for _ in range(3 + len(settings))]
+        linked, params, _ = read_link(request)
+        values = {**asdict(params), "stop": "\n".join(params.stop)}
+        return [linked, params.seed or 0, params.seed is not None, *(values[name] for name in settings)]
+
+    def run_linked(request: gr.Request):
+        if "prompt" in request.query_params:
+            linked, params, forced = read_link(request)
+            yield from streamed(generate(model, tokenizer, linked, params, forced))
+        else:
+            yield [gr.skip() for _ in outputs]
+
+    def read_link(request):
+        try:
+            return keep.from_query(request.query_params, model.config.vocab_size)
+        except ValueError as error:
+            raise controls.refusal(error) from error
+
+    linked = demo.load(restore, None, [prompt, *inputs], **QUICK).success(run_linked, None, **options)
+    linked.then(shown, state, [*detail, along, selected], **QUICK)
+    return state, [*events, linked]

@@ -11,8 +11,8 @@ from deepseek.plots import EXPERT_COLOURS
 SCRIPT = (Path(__file__).parents[2] / "assets" / "strip.js").read_text()
 
 
-def token_strip(elem_id: str, colour: str, help: str) -> gr.HTML:
-    """An empty strip. `colour` is what it is coloured by at first: "probability", "layer 3"...; `help` explains it."""
+def token_strip(elem_id: str, colour: str, help: str, value: str) -> gr.HTML:
+    """A strip of `value`, coloured by `colour` at first ("probability", "layer 3"...); `help` is said to screen readers."""
     colours = html.escape(json.dumps(EXPERT_COLOURS))
     template = f"""
         <div class="strip" data-colours="{colours}" data-first="{colour}">
@@ -21,7 +21,7 @@ def token_strip(elem_id: str, colour: str, help: str) -> gr.HTML:
           <div class="tokens" id="{elem_id}-tokens" role="listbox" tabindex="0" aria-label="{help}"></div>
           <div class="detail" aria-live="polite"></div>
         </div>"""
-    return gr.HTML(html_template=template, js_on_load=SCRIPT, elem_id=elem_id, value="")
+    return gr.HTML(html_template=template, js_on_load=SCRIPT, elem_id=elem_id, value=value)
 
 
 def _line(record: dict) -> str:
@@ -47,6 +47,11 @@ def generated_line(token) -> str:
             "e": {layer: [[e, round(w, 3)] for e, w in chosen] for layer, chosen in token.experts.items()},
         }
     )
+
+
+def mark_line(place: int) -> str:
+    """Marks the token at `place`, from 0, now or once it comes."""
+    return _line({"mark": place})
 
 
 def traced_lines(trace) -> str:

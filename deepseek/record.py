@@ -1,0 +1,61 @@
+"""One generation as JSON with everything needed to repeat it, and the way back from that file."""
+
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+
+from deepseek.checkpoint import fingerprint
+from deepseek.engine import TokenTrace, stream
+from deepseek.sampling import SamplingParams
+
+FORMAT = 1
+
+
+def make(model, prompt: str, params: SamplingParams, tokens: list[TokenTrace], forced: Mapping[int, int]) -> dict:
+    """The record of a generation, all of it JSON; `forced` are the tokens that a branch put there (see `stream`)."""
+    return {
+        "format": FORMAT,
+        "prompt": prompt,
+        "text": "".join(token.text for token in tokens),
+        "params": asdict(params),
+        "forced": {str(place): token for place, token in forced.items()},
+        "checkpoint": {
+            "name": model.name_or_path,
+            "sha256": fingerprint(model.name_or_path),
+            "dtype": str(model.dtype).removeprefix("torch."),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers", "tokenizers")},
+        },
+        "tokens": [token.as_dict() for token in tokens],
+    }
+
+
+def read(text: str) -> dict:
+    """The record in a JSON text. Raises ValueError for anything else."""
+    try:
+        record = json.loads(text)
+        if record["format"] != FORMAT:
+            raise ValueError(f"the record has format {record['format']!r:.40}; this version reads {FORMAT}.")
+        SamplingParams(**record["params"])
+        [token["id"] for token in record["tokens"]], record["prompt"], record["checkpoint"]["sha256"]
+        {int(place): int(token) for place, token in record["forced"].items()}
+    except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError("the file is not the record of a generation.") from error
+    return record
+
+
+def repeat(record: dict, model, tokenizer) -> Iterator[tuple[TokenTrace, bool]]:
+    """Generates the record's text anew; yields each token and whether it is the recorded one.
+
+    Raises ValueError for a record that was made with other weights.
+    """
+    if record["checkpoint"]["sha256"] != fingerprint(model.name_or_path):
+        raise ValueError(f"the record was made with other weights than those of {model.name_or_path!r}.")
+    forced = {int(place): token for place, token in record["forced"].items()}
+    tokens = stream(model, tokenizer, record["prompt"], SamplingParams(**record["params"]), forced)
+    for token, recorded in zip(tokens, record["tokens"]):
+        yield token, token.id == recorded["id"]

@@ -1,0 +1,125 @@
+"""The Compare tab: one prompt and seed under two settings or two checkpoints, side by side."""
+
+from dataclasses import asdict
+
+import gradio as gr
+
+from deepseek.sampling import SamplingParams
+from deepseek.ui import controls, served
+from deepseek.ui.playground import MODEL, Generation, generate
+from deepseek.ui.strip import mark_line, token_strip
+
+HEADERS = ["", "A", "B"]
+PRESETS = ("stories", "card, wild")  # of A and B at first
+
+
+def figures(generation: Generation) -> dict[str, float]:
+    """Speed and repetition of a text: shares are of its n-grams of two and four tokens."""
+    ids = [token.id for token in generation.tokens]
+    pairs, fours = list(zip(ids, ids[1:])), list(zip(ids, ids[1:], ids[2:], ids[3:]))
+    milliseconds = sum(token.milliseconds for token in generation.tokens)
+    return {
+        "tokens": len(ids),
+        "tokens_per_second": 1e3 * len(ids) / milliseconds if milliseconds else 0.0,
+        "mean_probability": sum(token.probability for token in generation.tokens) / len(ids),
+        "distinct_2_grams": len(set(pairs)) / len(pairs) if pairs else 1.0,
+        "repeated_4_grams": 1 - len(set(fours)) / len(fours) if fours else 0.0,
+    }
+
+
+def divergence(a: Generation, b: Generation) -> int | None:
+    """The first place at which the two outputs differ, None where one is the beginning of the other."""
+    pairs = enumerate(zip(a.tokens, b.tokens))
+    return next((place for place, (one, other) in pairs if one.id != other.id), None)
+
+
+def side_by_side(model_a, model_b, prompt: str, a: SamplingParams, b: SamplingParams):
+    """Yields (Generation, Generation) while both grow in turn; models are (model, tokenizer).
+
+    As soon as the outputs differ, the strips of both mark the place.
+    """
+    sides = [generate(*model_a, prompt, a), generate(*model_b, prompt, b)]
+    latest, marked = [None, None], False
+    try:
+        while any(sides):
+            for index, side in enumerate(sides):
+                if side:
+                    latest[index] = next(side)
+                    if latest[index].ended:
+                        sides[index] = None
+            place = divergence(*latest)
+            if place is not None and not marked:
+                for generation in latest:
+                    generation.lines.append(mark_line(place))
+                marked = True
+            yield tuple(latest)
+    finally:
+        for side in filter(None, sides):
+            side.close()
+
+
+def differences(a: SamplingParams, b: SamplingParams) -> dict[str, tuple]:
+    """The settings in which the two differ: {name: (value in a, value in b)}."""
+    one, other = asdict(a), asdict(b)
+    return {name: (one[name], other[name]) for name in one if one[name] != other[name]}
+
+
+def report(a: Generation, b: Generation, checkpoints: tuple[str, str]) -> list[list[str]]:
+    """Rows (what, A, B) of the table below the texts: what was set differently, then the figures."""
+    changed = differences(a.params, b.params)
+    rows = [[name.replace("_", " "), str(one), str(other)] for name, (one, other) in changed.items()]
+    if checkpoints[0] != checkpoints[1]:
+        rows.insert(0, ["checkpoint", *checkpoints])
+    place = divergence(a, b)
+    rows.append(["first different token", *([str(place + 1)] * 2 if place is not None else ["none", "none"])])
+    one, other = figures(a), figures(b)
+    for name in one:
+        rows.append([name.replace("_", " "), *(f"{v:.3f}" if v < 1 else f"{v:.0f}" for v in (one[name], other[name]))])
+    return rows
+
+
+def build(model, tokenizer, prompt: str) -> None:
+    """Draws the tab, with a comparison of PRESETS already in it."""
+    neutral = dict(max_new_tokens=48, seed=7)
+    first = [SamplingParams(**controls.PRESETS[preset], **neutral) for preset in PRESETS]
+    *_, (one, other) = side_by_side((model, tokenizer), (model, tokenizer), prompt, *first)
+    gr.Markdown("One prompt and one seed under two settings. Where do they part, and what does each do to the text?")
+    with gr.Row(equal_height=True):
+        prompt = gr.Textbox(prompt, label="prompt", lines=2, max_lines=6, scale=4)
+        seed = gr.Number(7, label="seed of both", scale=1, min_width=120)
+    with gr.Row():
+        go = gr.Button("Compare", variant="primary")
+        stop = gr.Button("Stop")
+    strips, sides = [], []
+    with gr.Row():
+        for name, preset, text in zip("AB", PRESETS, (one, other)):
+            with gr.Column(min_width=320):
+                help = f"text {name}, token by token; the bar marks the first token that differs"
+                gr.Markdown(f"### {name}")
+                strips.append(token_strip(f"strip-{name.lower()}", "probability", help, text.strip))
+                with gr.Accordion(f"settings of {name}", open=False):
+                    checkpoint = gr.Dropdown(served.choices(), value=served.DEMO, label="checkpoint")
+                    dropdown, settings = controls.sampler_controls(preset)
+                    controls.apply_preset(dropdown, settings)
+                    sides.append([checkpoint, *settings.values()])
+    table = gr.Dataframe(
+        headers=HEADERS, label="what was set differently, and what came of it", interactive=False, wrap=True
+    )
+
+    def run(prompt, seed, *values):
+        half = len(values) // 2
+        checkpoints, params = (values[0], values[half]), []
+        for side in (values[1:half], values[half + 1 :]):
+            params.append(controls.params(settings, side, seed, locked=True))
+        try:
+            models = [served.opened(path) for path in checkpoints]
+        except ValueError as error:
+            raise controls.refusal(error) from error
+        for a, b in side_by_side(*models, prompt, *params):
+            yield a.strip, b.strip, gr.skip()
+        yield a.strip, b.strip, report(a, b, checkpoints)
+
+    inputs, outputs = [prompt, seed, *sides[0], *sides[1]], [*strips, table]
+    options = dict(api_visibility="private", show_progress="hidden", **MODEL)
+    events = [go.click(run, inputs, outputs, **options), prompt.submit(run, inputs, outputs, **options)]
+    stop.click(None, cancels=events, api_visibility="private", queue=False)

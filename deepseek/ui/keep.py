@@ -1,0 +1,109 @@
+"""Keeping and sharing: presets in the reader's browser, a link that restores everything, a file that repeats a text."""
+
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from urllib.parse import urlencode
+
+import gradio as gr
+from starlette.datastructures import QueryParams
+
+from deepseek import record
+from deepseek.sampling import LIMITS, SamplingParams
+from deepseek.ui.controls import PRESETS, apply_preset, preset_fields, refusal
+
+MOST_PRESETS = 50
+
+
+def to_query(prompt: str, params: SamplingParams, forced: dict[int, int]) -> str:
+    """The query string of a link: the prompt, every setting that is not neutral, and a branch's tokens as place-id."""
+    neutral = SamplingParams()
+    changed = {name: value for name, value in asdict(params).items() if value != getattr(neutral, name)}
+    if forced:
+        changed["force"] = [f"{place}-{token}" for place, token in sorted(forced.items())]
+    return urlencode({"prompt": prompt, **changed}, doseq=True)
+
+
+def from_query(query: QueryParams, vocabulary: int) -> tuple[str, SamplingParams, dict[int, int]]:
+    """(prompt, settings, forced tokens) of a link. Raises ValueError naming the one that is wrong."""
+    values = {"stop": tuple(query.getlist("stop"))}
+    for name, limit in LIMITS.items():
+        if name in query:
+            text, kind = query[name], limit[0]
+            try:
+                values[name] = kind(text) if kind in (int, float) else text == "True" if kind is bool else text
+            except ValueError:
+                values[name] = text  # SamplingParams says what is allowed
+    forced = {}
+    for pair in query.getlist("force"):
+        place, _, token = pair.partition("-")
+        if not (place.isdecimal() and token.isdecimal() and int(token) < vocabulary):
+            raise ValueError(f"force is {pair!r:.40}; it must be a place, a dash and a token's id below {vocabulary}.")
+        forced[int(place)] = int(token)
+    return query.get("prompt", ""), SamplingParams(**values), forced
+
+
+def as_file(model, generation) -> str:
+    """A JSON file of the generation for download."""
+    folder = Path(tempfile.mkdtemp(prefix="generation-"))
+    path = folder / f"generation-seed-{generation.params.seed}.json"
+    made = record.make(model, generation.prompt, generation.params, generation.tokens, generation.forced)
+    path.write_text(json.dumps(made))
+    return str(path)
+
+
+def checked_presets(saved) -> dict[str, dict]:
+    """The presets in what the browser sent; anything else in it is left out."""
+    presets = {}
+    for name, values in saved.items() if isinstance(saved, dict) else ():
+        try:
+            SamplingParams(**values)
+            presets[str(name)[:40]] = values
+        except (TypeError, ValueError):
+            continue
+    return dict(list(presets.items())[:MOST_PRESETS])
+
+
+def named(presets: dict, name: str, values: dict) -> dict:
+    """`presets` with one more. Raises gr.Error for a name that will not do."""
+    name = name.strip() if isinstance(name, str) else ""
+    if not 0 < len(name) <= 40:
+        raise refusal(ValueError(f"name is {name!r:.60}; it must be 1 to 40 characters."))
+    if len(presets) >= MOST_PRESETS and name not in presets:
+        raise refusal(ValueError(f"there are {len(presets)} presets, the most that are kept; save over one of them."))
+    return {**presets, name: values}
+
+
+def build(demo, model, generation: gr.State, preset: gr.Dropdown, settings: dict) -> None:
+    """Draws and wires presets, link and export, for the reader's `generation` and the sampler's `settings`."""
+    quiet = dict(api_visibility="private", queue=False)
+    with gr.Accordion("keep and share", open=False):
+        saved = gr.BrowserState({}, storage_key="deepseek-playground-presets", secret="presets")
+        with gr.Row():
+            name = gr.Textbox(label="keep these settings as a preset", max_length=40, placeholder="its name", scale=3)
+            save = gr.Button("Keep", scale=1, min_width=70)
+        share = gr.Button("Make a link to this text", size="sm")
+        link = gr.Textbox(label="link", interactive=False, buttons=["copy"], visible=False, elem_id="link")
+        export = gr.Button("Export as JSON, with every trace", size="sm")
+        file = gr.File(
+            label="its text again: python -m deepseek.generate --repeat FILE", visible=False, elem_id="export"
+        )
+
+    fields = preset_fields(settings)
+
+    def keep(saved, name, *values):
+        presets = named(checked_presets(saved), name, dict(zip(fields, values)))
+        return presets, gr.update(choices=[*PRESETS, *presets], value=name.strip()), ""
+
+    def listed(saved):
+        return gr.update(choices=list({**PRESETS, **checked_presets(saved)}))
+
+    apply_preset(preset, settings, saved, checked_presets)
+    kept = [saved, name, *(settings[field] for field in fields)]
+    save.click(keep, kept, [saved, preset, name], **quiet)
+    demo.load(listed, saved, preset, **quiet)
+    share.click(
+        lambda g: gr.update(value=to_query(g.prompt, g.params, g.forced), visible=True), generation, link, **quiet
+    ).then(None, link, link, js="query => location.origin + location.pathname + '?' + query", **quiet)
+    export.click(lambda g: gr.update(value=as_file(model, g), visible=True), generation, file, **quiet)

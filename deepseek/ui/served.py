@@ -1,0 +1,26 @@
+"""The checkpoints that the page offers, opened when first asked for."""
+
+from functools import lru_cache
+from pathlib import Path
+
+from deepseek.checkpoint import CheckpointError, commits, load
+
+DEMO = "assets/demo"
+RUNS = Path("deepseek_checkpoints")
+
+
+def choices() -> list[str]:
+    """The demo, then the newest commit of every run."""
+    runs = sorted(RUNS.iterdir()) if RUNS.is_dir() else []
+    return [DEMO, *(str(commits(run)[-1]) for run in runs if commits(run))]
+
+
+@lru_cache(maxsize=3)
+def opened(path: str):
+    """(model, tokenizer) of one of `choices`. Raises CheckpointError."""
+    if path not in choices():
+        raise CheckpointError(f"checkpoint is {path!r:.80}; it must be one of {', '.join(choices())}.")
+    model, tokenizer = load(path)
+    if tokenizer is None:
+        raise CheckpointError(f"checkpoint {path!r} has no tokenizer.")
+    return model, tokenizer

@@ -1,0 +1,98 @@
+"""`python -m deepseek.generate`: what it prints, and how it refuses."""
+
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from deepseek import generate
+from deepseek.sampling import SamplingParams
+
+ROOT = Path(__file__).parents[1]
+SHORT = ["--temperature", "0.8", "--max-new-tokens", "8", "--seed", "7"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the command in this process; returns (exit code or None, what it printed, what it complained of)."""
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["generate", *arguments])
+        code = None
+        try:
+            generate.main()
+        except SystemExit as exit:  # as Python itself does: a text is printed and means 1
+            code = exit.code
+            if isinstance(code, str):
+                print(code, file=sys.stderr)
+                code = 1
+        return code, *capsys.readouterr()
+
+    return command
+
+
+def test_the_command_prints_a_sample(checkpoint):
+    command = [sys.executable, "-m", "deepseek.generate", "--checkpoint", checkpoint, "--prompt", "a fox", *SHORT]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Sample 1:\nPrompt: a fox\nGenerated text (temp=0.8): ")
+
+
+def test_the_same_seed_prints_the_same(run, checkpoint):
+    texts = [run("--checkpoint", checkpoint, "--prompt", "a fox", *SHORT) for _ in range(2)]
+    assert texts[0] == texts[1]
+    assert run("--checkpoint", checkpoint, "--prompt", "a fox", *SHORT, "--seed", "8")[1] != texts[0][1]
+
+
+def test_every_prompt_has_its_samples_and_each_its_own_seed(run, checkpoint):
+    _, text, _ = run("--checkpoint", checkpoint, "--prompt", "a", "--prompt", "b", "--samples", "2", *SHORT)
+    assert re.findall(r"^Sample (\d):\nPrompt: (\w)$", text, re.M) == [("1", "a"), ("2", "a"), ("3", "b"), ("4", "b")]
+    assert re.findall(r"\[seed (\d)", text) == ["7", "8", "7", "8"]
+    seventh, eighth = (re.search(rf"temp=0.8\): (.*?)\[seed {seed}", text, re.S)[1] for seed in (7, 8))
+    assert seventh != eighth
+
+
+def test_a_missing_seed_is_drawn_and_told(run, checkpoint):
+    _, text, _ = run("--checkpoint", checkpoint, "--prompt", "a fox", "--max-new-tokens", "8")
+    seed = re.search(r"\[seed (\d+)", text)[1]
+    assert run("--checkpoint", checkpoint, "--prompt", "a fox", "--max-new-tokens", "8", "--seed", seed)[1] == text
+
+
+def test_an_exported_sample_can_be_repeated(run, checkpoint, tmp_path):
+    file = str(tmp_path / "sample.json")
+    run("--checkpoint", checkpoint, "--prompt", "a fox", *SHORT, "--export", file)
+    code, text, _ = run("--checkpoint", checkpoint, "--repeat", file)
+    assert code is None and text.startswith("a fox") and "8 tokens, all as recorded" in text
+
+
+@pytest.mark.parametrize(
+    "name, arguments",
+    [
+        ("temperature is -1.0", ["--temperature", "-1"]),
+        ("top_p is nan", ["--top-p", "nan"]),
+        ("temperature_min is 2.0", ["--temperature-min", "2"]),
+        ("--top-k", ["--top-k", "many"]),
+        ("--order", ["--order", "random"]),
+        ("samples is 0", ["--samples", "0"]),
+        ("prompt is empty", ["--prompt", " "]),
+        ("prompt has 1,", ["--prompt", "fox " * 400]),
+    ],
+)
+def test_a_bad_value_is_refused_in_one_sentence(run, checkpoint, name, arguments):
+    code, _, complaint = run("--checkpoint", checkpoint, *arguments)
+    assert code and name in complaint.splitlines()[-1] and "error: " in complaint.splitlines()[-1]
+
+
+def test_a_missing_checkpoint_is_told_in_one_sentence(run, tmp_path):
+    code, text, complaint = run("--checkpoint", str(tmp_path / "nothing"))
+    assert code == 1 and text == ""
+    assert complaint.count("\n") == 1 and complaint.startswith("error: checkpoint ") and "nothing" in complaint
+
+
+def test_help_lists_every_setting(run):
+    code, text, _ = run("--help")
+    flags = set(re.findall(r"^  (--[\w-]+)", text, re.M))
+    assert code == 0 and {"--" + field.name.replace("_", "-") for field in fields(SamplingParams)} <= flags

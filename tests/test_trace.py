@@ -1,0 +1,149 @@
+"""Routing and attention of a text against plain passes of the model, on models of three kinds."""
+
+import copy
+import threading
+
+import pytest
+import torch
+
+from deepseek.trace import trace
+
+TEXT = "Once upon a time a fox 🦊 ran"
+
+
+def ids_of(tokenizer):
+    return torch.tensor([tokenizer(TEXT)["input_ids"]])
+
+
+@torch.no_grad()
+def full_pass(model, ids, **inputs):
+    return model(ids, use_cache=False, **inputs)
+
+
+def by_expert(indices, weights):
+    """Both (tokens, K), in the order of the experts' numbers."""
+    order = indices.argsort(-1)
+    return indices.gather(-1, order), weights.gather(-1, order)
+
+
+def assert_routed(routing, indices, weights):
+    assert torch.equal(routing.weights, routing.weights.sort(-1, descending=True).values)
+    found = by_expert(routing.indices, routing.weights)
+    for actual, expected in zip(found, by_expert(indices, weights)):
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+def test_routing_is_that_of_the_model(model, tokenizer):
+    seen = trace(model, tokenizer, TEXT)
+    output = full_pass(model, ids_of(tokenizer), output_router_logits=True, output_router_indices=True)
+    assert [routing.layer for routing in seen.routing] == [1, 2]
+    for routing, logits, indices in zip(seen.routing, output.router_logits, output.router_indices):
+        scores = logits.sigmoid().gather(-1, indices)
+        assert_routed(routing, indices, scores / scores.sum(-1, keepdim=True))
+        torch.testing.assert_close(routing.weights.sum(-1), torch.ones(len(seen.ids)))
+        assert routing.experts == 8
+
+
+def test_routing_of_mixtral(mixtral, tokenizer):
+    seen = trace(mixtral, tokenizer, TEXT)
+    output = full_pass(mixtral, ids_of(tokenizer), output_router_logits=True)
+    assert [routing.layer for routing in seen.routing] == [0, 1]
+    for routing, logits in zip(seen.routing, output.router_logits):
+        weights, indices = logits.softmax(-1).topk(2)
+        assert_routed(routing, indices, weights / weights.sum(-1, keepdim=True))
+        assert routing.experts == 4
+
+
+def test_a_dense_model_has_no_routing(llama, tokenizer):
+    assert trace(llama, tokenizer, TEXT).routing == []
+
+
+def test_tokens_and_their_probabilities(any_model, tokenizer):
+    seen = trace(any_model, tokenizer, TEXT)
+    ids = ids_of(tokenizer)
+    p = full_pass(any_model, ids).logits[0].softmax(-1)
+    assert seen.ids == ids[0].tolist() and "".join(seen.tokens) == "<|endoftext|>" + TEXT
+    assert seen.probabilities[0] is None
+    assert seen.probabilities[1:] == pytest.approx([float(p[i, t]) for i, t in enumerate(seen.ids[1:])], abs=1e-5)
+
+
+def test_attention_is_that_of_an_eager_model(any_model, tokenizer):
+    config = copy.deepcopy(any_model.config)
+    config._attn_implementation = "eager"
+    eager = type(any_model)(config).eval()
+    eager.load_state_dict(any_model.state_dict())
+    expected = full_pass(eager, ids_of(tokenizer), output_attentions=True).attentions
+    seen = trace(any_model, tokenizer, TEXT)
+    for layer, weights in enumerate(expected):
+        attention = seen.attention(layer)
+        torch.testing.assert_close(attention, weights[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(attention.sum(-1), torch.ones(attention.shape[:2]))
+        assert attention.triu(1).count_nonzero() == 0
+
+
+def test_the_model_is_as_it_was_after_tracing(any_model, tokenizer):
+    before = full_pass(any_model, ids_of(tokenizer)).logits
+    trace(any_model, tokenizer, TEXT).attention(0)
+    assert any_model.config._attn_implementation == "sdpa"
+    assert torch.equal(full_pass(any_model, ids_of(tokenizer)).logits, before)
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
+def test_attention_follows_the_weights_of_the_model(model, tokenizer):
+    """A model that goes on training is seen as it is now, not as it was when first looked at."""
+    changing = copy.deepcopy(model)
+    before = trace(changing, tokenizer, TEXT).attention(0)
+    with torch.no_grad():
+        changing.model.layers[0].self_attn.q_b_proj.weight.mul_(-1)
+    assert not torch.equal(trace(changing, tokenizer, TEXT).attention(0), before)
+
+
+@pytest.mark.parametrize("name", ["model", "mixtral"])
+def test_traces_at_once_never_mix(name, request, tokenizer):
+    """Eight texts in eight threads, on a model that nobody has traced before."""
+    model = copy.deepcopy(request.getfixturevalue(name))
+    texts = [TEXT[: 5 + 3 * index] + str(index) for index in range(8)]
+    found, together = [None] * 8, threading.Barrier(8)
+
+    def work(index):
+        together.wait()
+        found[index] = trace(model, tokenizer, texts[index])
+        found[index].attention(1)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for text, there in zip(texts, found):
+        alone = trace(model, tokenizer, text)
+        assert there.ids == alone.ids and len(there.routing) == len(alone.routing) > 0
+        assert there.probabilities[1:] == pytest.approx(alone.probabilities[1:], abs=1e-5)
+        for one, other in zip(there.routing, alone.routing):
+            assert torch.equal(one.indices, other.indices)
+            torch.testing.assert_close(one.weights, other.weights)
+        torch.testing.assert_close(there.attention(1), alone.attention(1))
+
+
+@pytest.mark.parametrize("layer", [-1, 3, 100])
+def test_a_layer_that_is_not_there_is_refused(model, tokenizer, layer):
+    with pytest.raises(ValueError, match=f"^layer is {layer}; it must be from 0 to 2"):
+        trace(model, tokenizer, TEXT).attention(layer)
+
+
+def test_a_text_fills_the_context_and_no_more(model, tokenizer):
+    seen = trace(model, tokenizer, [5] * 256)
+    assert len(seen.tokens) == 256 and seen.attention(2).shape == (9, 256, 256)
+    with pytest.raises(ValueError, match="257 tokens; .* 256 at most"):
+        trace(model, tokenizer, [5] * 257)
+
+
+@pytest.mark.parametrize("text", ["", " \n", []])
+def test_an_empty_text_is_refused(model, tokenizer, text):
+    with pytest.raises(ValueError, match="empty"):
+        trace(model, tokenizer, text)
+
+
+def test_one_token_is_a_text(any_model, tokenizer):
+    seen = trace(any_model, tokenizer, [5])
+    assert seen.probabilities == [None] and seen.attention(0).flatten().tolist() == [1.0] * len(seen.attention(0))
