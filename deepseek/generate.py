@@ -17,7 +17,8 @@ from deepseek.sampling import LIMITS, SamplingParams
 PROMPTS = ["Once upon a time", "In the depths of space", "Music Festivals Across America"]
 
 
-def parse(arguments: list[str] | None = None):
+def parse(arguments: list[str] | None = None) -> tuple[dict, SamplingParams]:
+    """(options, settings) of a command line; exits with one sentence where it is wrong."""
     parser = argparse.ArgumentParser(prog="python -m deepseek.generate", description="Print samples from prompts.")
     parser.add_argument("--checkpoint", default="assets/demo", help="a folder or a Hub id (assets/demo)")
     parser.add_argument("--prompt", action="append", help="text to continue; may be given several times")

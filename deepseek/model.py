@@ -355,6 +355,8 @@ class DeepseekV3DecoderLayer(nn.Module):
 
 
 class DeepseekV3PreTrainedModel(PreTrainedModel):
+    """What transformers needs to know of the model: how to initialise, save, load and record it."""
+
     config_class = DeepseekV3Config
     base_model_prefix = "model"
     _supports_sdpa = True
@@ -400,6 +402,8 @@ class CausalLMOutput(MoeCausalLMOutputWithPast):
 
 
 class DeepseekV3Model(DeepseekV3PreTrainedModel):
+    """Embedding, blocks and final norm: token ids to hidden states (B, S, D)."""
+
     def __init__(self, config):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -442,6 +446,8 @@ class DeepseekV3Model(DeepseekV3PreTrainedModel):
 
 
 class DeepseekV3ForCausalLM(DeepseekV3PreTrainedModel, GenerationMixin):
+    """The language model: hidden states to logits over the vocabulary, and the training loss."""
+
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config):

@@ -18,6 +18,7 @@ MOST_LABELS = 48  # more token labels than this overlap
 
 
 def expert_colour(expert: int) -> str:
+    """The colour of an expert; beyond eight they come again."""
     return EXPERT_COLOURS[expert % len(EXPERT_COLOURS)]
 
 

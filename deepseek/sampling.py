@@ -138,11 +138,13 @@ class Context:
 
 
 def repetition(logits_V, params, context):
+    """Divides positive and multiplies negative logits of tokens seen (CTRL, Keskar et al. 2019)."""
     seen = torch.tensor([context.tokens(params.repetition_scope)], dtype=torch.long, device=logits_V.device)
     return RepetitionPenaltyLogitsProcessor(params.repetition_penalty)(seen, logits_V[None])[0]
 
 
 def ngram(logits_V, params, context):
+    """Removes tokens that would complete an n-gram already seen (Paulus et al. 2017)."""
     seen = context.tokens(params.repetition_scope)
     if len(seen) < params.no_repeat_ngram:
         return logits_V
@@ -150,12 +152,14 @@ def ngram(logits_V, params, context):
 
 
 def presence_frequency(logits_V, params, context):
+    """z_j - c_j * frequency - [c_j > 0] * presence, c_j how often token j was seen (OpenAI's API)."""
     seen = torch.tensor(context.tokens(params.penalty_scope), dtype=torch.long, device=logits_V.device)
     count_V = torch.bincount(seen, minlength=len(logits_V))
     return logits_V - count_V * params.frequency_penalty - (count_V > 0) * params.presence_penalty
 
 
 def temperature(logits_V, params, context):
+    """z / T; T = 0 leaves the most likely token alone. Notes the T it used in the context."""
     value = params.temperature
     if params.dynamic_temperature:
         value = dynamic_temperature(logits_V, params)
@@ -182,14 +186,17 @@ def entropy(logits_V) -> float:
 
 
 def top_k(logits_V, params, context):
+    """Keeps the k most likely (Fan et al. 2018)."""
     return TopKLogitsWarper(params.top_k)(None, logits_V[None])[0]
 
 
 def top_p(logits_V, params, context):
+    """Keeps the fewest most likely tokens that reach p together (Holtzman et al. 2020)."""
     return TopPLogitsWarper(params.top_p)(None, logits_V[None])[0]
 
 
 def min_p(logits_V, params, context):
+    """Keeps tokens at least min_p times as likely as the most likely one (Nguyen et al. 2024)."""
     return MinPLogitsWarper(params.min_p)(None, logits_V[None])[0]
 
 

@@ -48,10 +48,12 @@ class TextStream:
         chunk = ready[self.sent :]
         self.sent = max(self.sent, len(ready))
         if text == ready:
-            # All of it is settled: the newest tokens alone are context enough for what follows.
-            self.window = self.window[self.settled :]
-            self.settled = len(self.window)
-            self.sent = len(self._decode(self.window))
+            # All of it is settled: the newest tokens alone are context enough for what follows, if they show as text
+            # (some decoders strip the space that a text begins with).
+            newest = self._decode(self.window[self.settled :])
+            if newest.strip():
+                self.window = self.window[self.settled :]
+                self.settled, self.sent = len(self.window), len(newest)
         return chunk
 
     def end(self) -> str:

@@ -348,6 +348,7 @@ def keep_freed_memory() -> None:
 
 
 def parse(arguments: list[str] | None = None) -> tuple[TrainConfig, bool]:
+    """(settings, whether to resume) of a command line; exits with one sentence where it is wrong."""
     parser = argparse.ArgumentParser(prog="python -m deepseek.train", description="Train a DeepSeek-style model.")
     for f in fields(TrainConfig):
         many = f.default is MISSING

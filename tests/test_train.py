@@ -21,7 +21,7 @@ from deepseek.model import DeepseekV3ForCausalLM
 from deepseek.train import SAMPLE_PROMPTS, TrainConfig, TrainingError, learning_rate, train
 
 ROOT = Path(__file__).parents[1]
-STEPS = 30
+STEPS = 20
 LINE = {
     "step", "loss", "load_balancing_loss", "lr", "grad_norm", "tokens", "tokens_per_second", "load", "max_violation",
 }  # fmt: skip
@@ -34,8 +34,9 @@ def config(stories, tmp_path):
 
 
 def settings(stories, root, **changes):
-    small = dict(preset="tiny", context=32, batch_size=4, steps=STEPS, warmup=5, lr=3e-3, checkpoint_every=5)
-    return TrainConfig(root=str(root), data=[stories], **{**small, "valid_every": 0, "sample_every": 0, **changes})
+    small = dict(preset="tiny", context=32, batch_size=4, steps=STEPS, warmup=3, lr=5e-3, checkpoint_every=5)
+    quiet = dict(valid_every=0, sample_every=0)
+    return TrainConfig(**{"root": str(root), "data": [stories], **small, **quiet, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def weights(config):
 def test_the_loss_falls(whole):
     losses = [step.loss for step in whole[1]]
     assert losses[0] == pytest.approx(math.log(257), rel=0.05), "a new model knows nothing"
-    assert sum(losses[-5:]) / 5 < 0.85 * losses[0]
+    assert sum(losses[-3:]) / 3 < 0.85 * losses[0]
 
 
 def test_metrics_hold_every_step(whole):
@@ -80,10 +81,10 @@ def test_metrics_hold_every_step(whole):
 
 def test_the_newest_commits_are_kept_and_open_everywhere(whole):
     config, steps = whole
-    assert [step.step for step in steps if step.checkpoint] == [5, 10, 15, 20, 25, 30]
-    assert [folder.name for folder in commits(config.run)] == ["step-000025", "step-000030"]
-    ours, tokenizer = load(config.run / "step-000030", torch.float32)
-    stock = transformers.AutoModelForCausalLM.from_pretrained(config.run / "step-000030", dtype=torch.float32)
+    assert [step.step for step in steps if step.checkpoint] == [5, 10, 15, 20]
+    assert [folder.name for folder in commits(config.run)] == ["step-000015", "step-000020"]
+    ours, tokenizer = load(config.run / "step-000020", torch.float32)
+    stock = transformers.AutoModelForCausalLM.from_pretrained(config.run / "step-000020", dtype=torch.float32)
     assert isinstance(ours, DeepseekV3ForCausalLM) and isinstance(stock, transformers.DeepseekV3ForCausalLM)
     ids = torch.tensor([tokenizer("Once upon a time")["input_ids"]])
     with torch.no_grad():
@@ -119,9 +120,9 @@ def test_a_run_that_was_cut_goes_on_as_if_it_had_not_been(config, whole, cut):
 def test_a_damaged_commit_is_passed_over(config, whole):
     config = config()
     shutil.copytree(whole[0].run, config.run)
-    (config.run / "step-000030" / "model.safetensors").write_bytes(b"torn")
+    (config.run / "step-000020" / "model.safetensors").write_bytes(b"torn")
     resumed = list(train(config, resume=True))
-    assert [step.step for step in resumed] == [26, 27, 28, 29, 30]
+    assert [step.step for step in resumed] == [16, 17, 18, 19, 20]
     assert metrics(config) == metrics(whole[0])
 
 
@@ -137,7 +138,7 @@ def test_a_run_is_neither_overwritten_nor_resumed_from_nothing(config, whole):
 
 def test_accumulated_batches_make_the_step_of_one_large_batch(config):
     """Without the balancing loss, which is computed over each forward pass and so differs a little."""
-    plain = dict(steps=4, warmup=0, precision="fp32", balance_weight=0.0)
+    plain = dict(steps=3, warmup=0, precision="fp32", balance_weight=0.0)
     large = [step.loss for step in train(config(name="large", batch_size=8, **plain))]
     small = [step.loss for step in train(config(name="small", batch_size=4, accumulate=2, **plain))]
     assert small == pytest.approx(large, abs=1e-4)
@@ -156,7 +157,7 @@ def test_validation_and_samples_come_when_they_are_due(config):
 
 def test_the_balancing_loss_pulls_the_load_together(config):
     """From the same weights and data, a heavy weight ends nearer to even soft shares than none."""
-    plain = dict(steps=12, warmup=0, bias_rate=0.0)
+    plain = dict(steps=8, warmup=0, bias_rate=0.0)
     ends = [
         list(train(config(name=f"weight-{weight:g}", balance_weight=weight, **plain)))[-1].load_balancing_loss
         for weight in (0.0, 10.0)
@@ -173,7 +174,7 @@ def test_a_number_that_is_not_finite_ends_the_run_and_names_its_tensor(config, w
         part.save_pretrained(tmp_path / "broken")
     config = config(start_from=str(tmp_path / "broken"), precision=precision)
     with pytest.raises(TrainingError, match="^step 1: weight model.layers.1.mlp.experts.down_proj is not finite"):
-        list(train(config))
+        next(train(config))
     assert commits(config.run) == [] and "NaN" not in (config.run / "metrics.jsonl").read_text()
 
 
@@ -225,7 +226,7 @@ def test_any_seed_that_is_allowed_trains(config):
 def test_one_document_is_enough_to_train_on(config, tmp_path):
     """The first text that somebody tries is often a single one."""
     (tmp_path / "one.txt").write_text("The little fox ran over the hill.\n" * 50)
-    assert next(train(config(data=[str(tmp_path / "one.txt")]))).step == 1
+    assert next(train(config(data=[str(tmp_path / "one.txt")], valid_every=1))).step == 1
 
 
 # The command

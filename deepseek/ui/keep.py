@@ -7,7 +7,6 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import gradio as gr
-from starlette.datastructures import QueryParams
 
 from deepseek import record
 from deepseek.sampling import LIMITS, SamplingParams
@@ -25,8 +24,8 @@ def to_query(prompt: str, params: SamplingParams, forced: dict[int, int]) -> str
     return urlencode({"prompt": prompt, **changed}, doseq=True)
 
 
-def from_query(query: QueryParams, vocabulary: int) -> tuple[str, SamplingParams, dict[int, int]]:
-    """(prompt, settings, forced tokens) of a link. Raises ValueError naming the one that is wrong."""
+def from_query(query, vocabulary: int) -> tuple[str, SamplingParams, dict[int, int]]:
+    """(prompt, settings, forced tokens) of a link's `gr.Request.query_params`. Raises ValueError naming the one that is wrong."""
     values = {"stop": tuple(query.getlist("stop"))}
     for name, limit in LIMITS.items():
         if name in query:

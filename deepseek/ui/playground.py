@@ -200,5 +200,9 @@ def build(demo, model, tokenizer, first: Generation):
             raise controls.refusal(error) from error
 
     linked = demo.load(restore, None, [prompt, *inputs], **QUICK).success(run_linked, None, **options)
-    linked.then(shown, state, [*detail, along, selected], **QUICK)
+
+    def shown_linked(request: gr.Request, generation):
+        return shown(generation) if "prompt" in request.query_params else [gr.skip() for _ in range(5)]
+
+    linked.then(shown_linked, state, [*detail, along, selected], **QUICK)
     return state, [*events, linked]
