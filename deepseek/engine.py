@@ -57,7 +57,8 @@ class TokenTrace:
     finish: str | None = None  # on the last token: "end of text", "stop string", "length" or "context full"
 
     def as_dict(self) -> dict:
-        return asdict(self)
+        """As JSON has it: layers become texts."""
+        return {**asdict(self), "experts": {str(layer): chosen for layer, chosen in self.experts.items()}}
 
 
 def stream(

@@ -1,5 +1,15 @@
 """Shared by the tests: small random models of three kinds, and a tokenizer that fits them."""
 
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import os
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
@@ -8,7 +18,9 @@ from deepseek.config import preset
 from deepseek.data import learn_tokenizer
 from deepseek.model import DeepseekV3ForCausalLM
 
-torch.set_num_threads(2)
+# Models this small only wait for their threads, 20 times longer than they compute where the cores are busy.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # in the commands that tests start
 
 STORIES = [f"Once upon a time fox number {i} ran over the hill to see {i * i} déjà vu 漢字 🦊 dogs." for i in range(40)]
 SHAPE = dict(
@@ -67,3 +79,31 @@ def checkpoint(model, tokenizer, tmp_path_factory):
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def app_url(tmp_path_factory):
+    """The address of the real app, started as the README does, on a free port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url, log = f"http://127.0.0.1:{port}", tmp_path_factory.mktemp("app") / "log"
+    with log.open("w") as output:
+        app = subprocess.Popen(
+            [sys.executable, "app.py"],
+            cwd=Path(__file__).parents[1],
+            env={**os.environ, "GRADIO_SERVER_PORT": str(port)},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    for _ in range(240):
+        try:
+            urllib.request.urlopen(url, timeout=5)
+            break
+        except OSError:
+            assert app.poll() is None, log.read_text()
+            time.sleep(0.5)
+    yield url
+    app.terminate()
+    app.wait(10)
+    assert "Traceback" not in log.read_text()

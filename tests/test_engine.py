@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from deepseek.engine import stream
-from deepseek.sampling import Context, SamplingParams, apply
+from deepseek.sampling import LONGEST_STOP, Context, SamplingParams, apply
 
 PROMPT = "Once upon a time"
 # Few enough candidates are left that the trace lists them all.
@@ -125,12 +125,16 @@ def test_an_end_token_ends_the_text(any_model, tokenizer, monkeypatch, several):
 
 
 def test_a_stop_string_ends_the_text_where_it_is_complete(model, tokenizer):
-    free = generate(model, tokenizer, seed=0, max_new_tokens=40)
+    settings = dict(seed=0, max_new_tokens=200, temperature=0.5)
+    free = generate(model, tokenizer, **settings)
+    ends = list(itertools.accumulate(len(token.text) for token in free))
     text = "".join(token.text for token in free)
-    for stop in (text[10:13], text[3:30]):
-        tokens = generate(model, tokenizer, seed=0, max_new_tokens=40, stop=["never there", stop])
-        got = "".join(token.text for token in tokens)
-        assert stop in got and stop not in "".join(token.text for token in tokens[:-1])
+    # The longest one allowed, complete in the middle of a token.
+    middle = next(end - 1 for end, token in zip(ends, free) if end > LONGEST_STOP and len(token.text) > 1)
+    for stop in (text[10:13], text[3:30], text[middle - LONGEST_STOP : middle]):
+        tokens = generate(model, tokenizer, stop=["never there", stop], **settings)
+        assert stop in "".join(token.text for token in tokens)
+        assert stop not in "".join(token.text for token in tokens[:-1])
         assert tokens[-1].finish == "stop string" and ids_of(tokens) == ids_of(free)[: len(tokens)]
 
 

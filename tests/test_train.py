@@ -169,11 +169,11 @@ def test_the_balancing_loss_pulls_the_load_together(config):
 def test_a_number_that_is_not_finite_ends_the_run_and_names_its_tensor(config, whole, tmp_path, precision):
     model, tokenizer = load(latest(whole[0].run), torch.float32)
     with torch.no_grad():
-        model.model.layers[1].mlp.experts.down_proj[0, 0, 0] = math.nan
+        model.model.layers[1].self_attn.o_proj.weight[0, 0] = math.nan
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "broken")
     config = config(start_from=str(tmp_path / "broken"), precision=precision)
-    with pytest.raises(TrainingError, match="^step 1: weight model.layers.1.mlp.experts.down_proj is not finite"):
+    with pytest.raises(TrainingError, match="^step 1: weight model.layers.1.self_attn.o_proj.weight is not finite"):
         next(train(config))
     assert commits(config.run) == [] and "NaN" not in (config.run / "metrics.jsonl").read_text()
 
