@@ -58,4 +58,4 @@ def max_violation(counts_E: torch.Tensor) -> torch.Tensor:
     Loss-Free Balancing (arXiv 2408.15664), section 4.
     """
     counts_E = counts_E.float()
-    return counts_E.amax(-1) / counts_E.mean(-1).clamp(min=1e-9) - 1
+    return counts_E.amax(-1) / counts_E.mean(-1).clamp(min=1e-9) - (counts_E.sum(-1) > 0).float()

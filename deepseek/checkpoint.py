@@ -53,14 +53,22 @@ def load(path, dtype: torch.dtype | None = None):
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with the tensor's name
         )
     except Exception as error:  # damaged json, truncated tensors, wrong shapes, no network: one sentence for all
         raise CheckpointError(f"checkpoint {path!r} cannot be opened: {_first_line(error)}") from error
+    if info["mismatched_keys"]:
+        name, stored, wanted = sorted(info["mismatched_keys"])[0]
+        raise CheckpointError(
+            f"checkpoint {path!r} holds {name!r} as {list(stored)} where its config.json says {list(wanted)}."
+        )
     if info["missing_keys"]:
         raise CheckpointError(f"checkpoint {path!r} lacks the tensor {sorted(info['missing_keys'])[0]!r}.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception:  # no tokenizer in the folder, or one of a kind that needs more than this package
+        tokenizer = None
+    if tokenizer is not None and not tokenizer.vocab_size:  # what transformers makes of no files for some models
         tokenizer = None
     return model.eval(), tokenizer
 
@@ -72,7 +80,7 @@ def preferred_dtype() -> torch.dtype:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def fingerprint(path) -> str:
@@ -85,8 +93,8 @@ def fingerprint(path) -> str:
 
 def export(source, target, dtype: torch.dtype = torch.bfloat16) -> None:
     """Copies the model and tokenizer of checkpoint `source` into folder `target`, weights as `dtype`."""
-    model, tokenizer = load(source, torch.float32)
-    model.to(dtype).save_pretrained(target)
+    model, tokenizer = load(source, dtype)  # not .to(dtype), which would round the router's fp32 bias too
+    model.save_pretrained(target)
     if tokenizer is not None:
         tokenizer.save_pretrained(target)
 
@@ -106,14 +114,15 @@ def commit(run, step: int, write, keep: int = 2) -> Path:
     shutil.rmtree(target, ignore_errors=True)  # a damaged commit of the same step
     staging.rename(target)
     _flush(run)
-    for old in commits(run)[:-keep]:
+    for old in [path for path in commits(run) if path != target][: 1 - keep or None]:
         shutil.rmtree(old)
     return target
 
 
 def commits(run) -> list[Path]:
     """The commit folders of a run, oldest first, damaged ones included."""
-    return sorted((path for path in Path(run).glob("step-*") if path.is_dir()), key=lambda path: int(path.name[5:]))
+    folders = (path for path in Path(run).glob("step-*") if path.name[5:].isdecimal() and path.is_dir())
+    return sorted(folders, key=lambda path: int(path.name[5:]))
 
 
 def latest(run) -> Path | None:

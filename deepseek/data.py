@@ -6,12 +6,14 @@
 - shuffled by a seeded buffer that is part of the cursor, so a resumed run reads exactly what it would have read
 """
 
+import glob
 import gzip
 import inspect
 import itertools
 import lzma
 import random
 import sysconfig
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,7 +49,7 @@ def documents(source: str) -> Iterator[str]:
         if kind == ".txt":
             return _text_file(path)
         if kind in TABLES:
-            return _table(TABLES[kind], source, data_files=str(path))
+            return _table(TABLES[kind], source, data_files=glob.escape(str(path)))
         raise DataError(f"data {source!r} ends in {path.suffix!r}; it must be .txt, {', '.join(TABLES)}, .xz or .gz.")
     if source.count("/") == 1 and not path.suffix:
         return _table(source, source)
@@ -71,7 +73,7 @@ def _text_file(path: Path) -> Iterator[str]:
                     lines, size = [], 0
         except UnicodeDecodeError as error:
             raise DataError(f"data {str(path)!r} is not UTF-8 text at byte {offset + error.start}.") from error
-        except (lzma.LZMAError, EOFError, gzip.BadGzipFile) as error:
+        except (lzma.LZMAError, EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise DataError(f"data {str(path)!r} is not a whole compressed file: {error}.") from error
     if text := "".join(lines).strip("\r\n"):
         yield text
@@ -82,15 +84,16 @@ def _table(builder: str, source: str, **options) -> Iterator[str]:
 
     try:
         rows = datasets.load_dataset(builder, split="train", streaming=True, **options)
-        column = None
+        column, found, row = None, False, None
         for row in rows:
             if column is None:
                 strings = [name for name, value in row.items() if isinstance(value, str)]
-                if not strings:
-                    raise DataError(f"data {source!r} has no column of text; its columns are {', '.join(row)}.")
-                column = "text" if "text" in strings else strings[0]
-            if row[column]:
-                yield row[column]
+                column = "text" if "text" in row else next(iter(strings), None)
+            if isinstance(text := row.get(column), str) and text:
+                found = True
+                yield text
+        if not found:
+            raise DataError(f"data {source!r} has no column of text; its columns are {', '.join(row or ['none'])}.")
     except DataError:
         raise
     except Exception as error:
@@ -118,7 +121,7 @@ def _built_in() -> Iterator[str]:
 
 def held_out(source: str) -> Iterator[str]:
     """Every 50th document of a source: what `Blocks` leaves out when told to."""
-    return (text for index, text in enumerate(documents(source)) if index % HOLD_OUT == 0)
+    return (text for index, text in enumerate(documents(source)) if index % HOLD_OUT == 1)
 
 
 def learn_tokenizer(sources, vocab_size: int, shares=None, sample: int = 24_000_000) -> PreTrainedTokenizerFast:
@@ -213,7 +216,7 @@ class Blocks:
                     pass
             for text in self.readers[source]:
                 self.read[source] += 1
-                if not self.skip_held_out or (self.read[source] - 1) % HOLD_OUT:
+                if not self.skip_held_out or (self.read[source] - 1) % HOLD_OUT != 1:
                     return text
             self.readers[source], self.read[source] = None, 0
         raise DataError(f"data {self.sources[source]!r} holds no text to train on.")

@@ -80,8 +80,8 @@ def stream(
     params = params or SamplingParams()
     limit = context_length(model)
     ids = prompt_ids(tokenizer, prompt, limit)
-    seed = torch.seed() % 2**63 if params.seed is None else params.seed
     generator = torch.Generator()
+    seed = generator.seed() if params.seed is None else params.seed
     room = min(params.max_new_tokens, limit - len(ids)) if limit else params.max_new_tokens
     cache = LatentCache(model.config, len(ids) + room) if isinstance(model, DeepseekV3ForCausalLM) else None
     ends = model.generation_config.eos_token_id
@@ -97,7 +97,7 @@ def stream(
         token, how = _draw(logits_V, params, context, generator, tokenizer, record, forced)
         context.output.append(token)
         chunk = text.push(token)
-        tail = (tail + chunk)[-LONGEST_STOP:]
+        tail = tail[-LONGEST_STOP:] + chunk
         finish = None
         if token in ends:
             finish = "end of text"

@@ -28,6 +28,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, r
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from deepseek.balance import balancing_loss
@@ -141,7 +142,8 @@ class LatentLayer(CacheLayerMixin):
             self.keys = self.keys[indices]
 
     def reorder_cache(self, beam_idx):
-        self.batch_select_indices(beam_idx.to(self.keys.device))
+        if self.is_initialized:
+            self.batch_select_indices(beam_idx.to(self.keys.device))
 
 
 class LatentCache(Cache):
@@ -456,6 +458,7 @@ class DeepseekV3ForCausalLM(DeepseekV3PreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids=None,

@@ -3,32 +3,33 @@
 UNFINISHED = "\ufffd"  # what a decoder shows for bytes that are not yet, or never, a character
 
 
-def prompt_ids(tokenizer, prompt, limit: int | None) -> list[int]:
+def prompt_ids(tokenizer, prompt, limit: int | None, room: int = 1, what: str = "prompt") -> list[int]:
     """Token ids of a prompt (text, or a list of ids), with the tokenizer's own special tokens.
 
-    Raises ValueError for an empty one and for one that leaves no room for a new token in `limit` tokens.
+    Raises ValueError, naming it `what`, for an empty one and for one that leaves fewer than `room` tokens of `limit`.
     """
+    most = limit and limit - room
     if isinstance(prompt, str):
         if not prompt.strip():
-            raise ValueError("prompt is empty; it must hold at least one character that is not a space.")
+            raise ValueError(f"{what} is empty; it must hold at least one character that is not a space.")
         if limit and len(prompt) > 100 * limit:  # far too long to be worth encoding
-            raise ValueError(f"prompt has {len(prompt):,} characters; the model reads {limit:,} tokens at most.")
+            raise ValueError(f"{what} has {len(prompt):,} characters; the model reads {most:,} tokens at most.")
         # A lone surrogate, which a browser or JSON can send, is no character and cannot be encoded.
         ids = list(tokenizer(prompt.encode("utf-8", "replace").decode())["input_ids"])
     else:
         ids = list(prompt)
     if not ids:
-        raise ValueError("prompt is empty; it must hold at least one token.")
-    if limit and len(ids) >= limit:
-        raise ValueError(
-            f"prompt has {len(ids):,} tokens; the model reads {limit - 1:,} at most and needs room for one more."
-        )
+        raise ValueError(f"{what} is empty; it must hold at least one token.")
+    if limit and len(ids) > most:
+        reason = " and needs room for one more" if room else ""
+        raise ValueError(f"{what} has {len(ids):,} tokens; the model reads {most:,} at most{reason}.")
     return ids
 
 
 class TextStream:
     """Text of ids that come one by one. The chunks of `push` and the last one of `end` join to the full decode.
 
+    (Of a byte-level tokenizer for any ids; one with byte fallback may show broken bytes otherwise than the whole does.)
     A chunk holds back bytes that may still become a character, and nothing else: no chunk waits for a space.
     """
 

@@ -1,6 +1,7 @@
 """What a model did with a text: the experts of every token and what every head looked at, for any transformers MoE."""
 
 import copy
+import threading
 import weakref
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -46,7 +47,7 @@ class Trace:
 
 
 _recorder: ContextVar[dict | None] = ContextVar("routing", default=None)
-_hooked = weakref.WeakSet()
+_hooked, _hooking = weakref.WeakSet(), threading.Lock()
 _twins = weakref.WeakKeyDictionary()
 
 
@@ -69,10 +70,11 @@ def recorded_routing(model):
 
     The hooks are set once a model and see only the recorder of their own thread, so texts traced at once never mix.
     """
-    if model not in _hooked:
-        _hooked.add(model)
-        for layer, module in routers(model).items():
-            module.register_forward_hook(lambda _, __, output, layer=layer: _keep(layer, output))
+    with _hooking:
+        if model not in _hooked:
+            for layer, module in routers(model).items():
+                module.register_forward_hook(lambda _, __, output, layer=layer: _keep(layer, output))
+            _hooked.add(model)
     token = _recorder.set({})
     try:
         yield _recorder.get()
@@ -111,8 +113,7 @@ def context_length(model) -> int | None:
 @torch.inference_mode()
 def trace(model, tokenizer, text) -> Trace:
     """One pass over `text` (or a list of ids). Raises ValueError for an empty text or one past the model's context."""
-    limit = context_length(model)
-    ids = prompt_ids(tokenizer, text, limit and limit + 1)
+    ids = prompt_ids(tokenizer, text, context_length(model), room=0, what="text")
     with recorded_routing(model) as record:
         logits = model(torch.tensor([ids], device=model.device), use_cache=False).logits[0]
     routing = []

@@ -219,7 +219,7 @@ def train(config: TrainConfig, resume: bool = False, stopped: Callable[[], bool]
         for step in range(start + 1, config.steps + 1):
             began = time.perf_counter()
             # Every random draw of a step depends on the seed and the step alone, so a resumed run repeats it.
-            torch.manual_seed(config.seed * 1_000_003 + step)
+            torch.manual_seed((config.seed * 1_000_003 + step) % 2**63)
             rate = learning_rate(config, step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -236,7 +236,8 @@ def train(config: TrainConfig, resume: bool = False, stopped: Callable[[], bool]
                     counts_E += balance.expert_counts(indices, len(counts_E))
             scaler.unscale_(optimizer)
             grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip).item()
-            if not scaler.is_enabled() and not math.isfinite(lm_loss + grad_norm):
+            # An infinite gradient alone is fp16's: the scaler passes the step over and scales less.
+            if not math.isfinite(lm_loss if scaler.is_enabled() else lm_loss + grad_norm):
                 raise TrainingError(f"step {step}: {not_finite(model)}; the last good commit is kept.")
             scaler.step(optimizer)
             scaler.update()
@@ -257,7 +258,7 @@ def train(config: TrainConfig, resume: bool = False, stopped: Callable[[], bool]
                 max_violation=[round(v, 4) for v in balance.max_violation(counts_LE).tolist()],
             )
             print(json.dumps(record.line()), file=metrics)
-            if config.valid_every and (step % config.valid_every == 0 or step == config.steps):
+            if texts and (step % config.valid_every == 0 or step == config.steps):
                 result = evaluate(model, tokenizer, texts, config.context)
                 record.validation = {"val_loss": result.loss, "val_bits_per_byte": result.bits_per_byte}
                 print(json.dumps({"step": step, **record.validation}), file=metrics)
@@ -330,10 +331,11 @@ def sample(model, tokenizer, seed: int, temperature: float = 0.8, new_tokens: in
 
 def not_finite(model) -> str:
     """Names the first tensor with a NaN or infinite value."""
-    for name, parameter in model.named_parameters():
-        for what, tensor in (("weight", parameter), ("gradient of", parameter.grad)):
-            if tensor is not None and not tensor.isfinite().all():
-                return f"{what} {name} is not finite"
+    weights = [("weight", name, parameter) for name, parameter in model.named_parameters()]
+    gradients = [("gradient of", name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
+    for what, name, tensor in weights + gradients:  # one bad weight makes every gradient bad
+        if not tensor.isfinite().all():
+            return f"{what} {name} is not finite"
     return "the loss is not finite"
 
 

@@ -8,8 +8,6 @@ import time
 import urllib.request
 from pathlib import Path
 
-import os
-
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM

@@ -81,6 +81,11 @@ def test_a_folder_need_not_have_a_tokenizer(folder):
     assert type(model) is DeepseekV3ForCausalLM and tokenizer is None
 
 
+def pickle_and_decoy(folder):
+    torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
+    (folder / WEIGHTS).rename(folder / "other.safetensors")
+
+
 DAMAGE = {
     "no config": lambda folder: (folder / "config.json").unlink(),
     "garbage config": lambda folder: (folder / "config.json").write_text("{nope"),
@@ -94,6 +99,7 @@ DAMAGE = {
     "truncated weights": lambda folder: os.truncate(folder / WEIGHTS, (folder / WEIGHTS).stat().st_size - 1000),
     "empty weights": lambda folder: os.truncate(folder / WEIGHTS, 0),
     "only a pickle": lambda folder: (folder / WEIGHTS).rename(folder / "pytorch_model.bin"),
+    "a pickle and a decoy": pickle_and_decoy,
     "no folder": shutil.rmtree,
 }
 

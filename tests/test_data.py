@@ -13,7 +13,7 @@ from deepseek.data import Blocks, DataError, documents, encode, held_out, learn_
 
 STORIES = ["once upon a time", 'two\nlines, and "quotes"', "a little fox, schön"]
 SEPARATED = "\n<|endoftext|>\n".join(STORIES)
-ROWS = pandas.DataFrame({"id": range(3), "text": STORIES})
+ROWS = pandas.DataFrame({"id": range(3), "title": ["A", "B", "C"], "text": STORIES})
 JSONL = ROWS.to_json(orient="records", lines=True)
 
 
@@ -45,8 +45,8 @@ def test_every_format_holds_the_same_documents(tmp_path, name, write):
 
 
 def test_a_table_without_a_text_column_gives_its_first_column_of_strings(tmp_path):
-    ROWS.rename(columns={"text": "story"}).to_csv(tmp_path / "a.csv", index=False)
-    assert read(tmp_path / "a.csv") == STORIES
+    ROWS.drop(columns="text").to_csv(tmp_path / "a.csv", index=False)
+    assert read(tmp_path / "a.csv") == ["A", "B", "C"]
 
 
 def test_windows_line_ends_and_empty_documents(tmp_path):
@@ -103,17 +103,18 @@ def letters(tmp_path_factory):
 
 
 DICE = random.Random(0)
+ANY = [*range(0xD800), *range(0xE000, 0x110000)]  # every character but the surrogates, which no text holds alone
 TEXTS = {
     "bytes": DICE.randbytes(2000).decode("utf-8", "replace"),
     "latin": DICE.randbytes(2000).decode("latin-1"),
-    "all of Unicode": "".join(chr(DICE.choice([DICE.randrange(0xD800), DICE.randrange(0xE000, 0x110000)])) for _ in range(999)),
+    "all of Unicode": "".join(map(chr, DICE.choices(ANY, k=999))),
     "emoji": "👩‍👩‍👧 🏴‍☠️ e\u0301 ﬁ",
     "control": "".join(map(chr, range(32))) + "\x7f\ufeff\u2028\r\n",
     "right to left": "שלום \u202eمرحبا\u202c",
     "spaces": "  a  b\n\n\n c \t . , ! n't ",
     "empty": "",
     "special": "a<|endoftext|>b",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
@@ -169,6 +170,17 @@ def test_a_seed_fixes_the_order_of_blocks(source, letters):
     assert not torch.equal(first(1), first(2))
 
 
+def test_shuffling_moves_blocks_and_loses_none(source, letters, monkeypatch):
+    path = source("a.txt", numbered(300))
+    shuffled = Blocks([path], letters, 16)
+    drawn = [tuple(block.tolist()) for block in take(shuffled, 150)]
+    waiting = [tuple(block) for block in shuffled.state()["buffer"].tolist()]
+    monkeypatch.setattr(Blocks, "BUFFER", 1)  # no shuffling: the blocks in a row are the text itself
+    in_order = [tuple(block.tolist()) for block in take(Blocks([path], letters, 16), 158)]
+    assert sorted(drawn + waiting) == sorted(in_order)
+    assert drawn != in_order[:150] and set(in_order[:8]) <= set(drawn)
+
+
 @pytest.mark.parametrize("done", [0, 1, 7, 100])
 @pytest.mark.parametrize("skip_held_out", [False, True])
 @pytest.mark.parametrize("counts", [[3], [120], [3, 120]], ids=["tiny", "one pass", "two sources"])
@@ -187,9 +199,9 @@ def test_a_restored_cursor_goes_on_identically(source, letters, counts, skip_hel
 
     buffer = state.pop("buffer")
     state = json.loads(json.dumps(state)) | {"buffer": buffer}  # what a file can hold is enough
-    restored = fresh()
-    restored.restore(state)
-    assert torch.equal(torch.stack(take(restored, 60)), expected)
+    for restored in (fresh(), blocks):
+        restored.restore(state)
+        assert torch.equal(torch.stack(take(restored, 60)), expected)
 
 
 @pytest.mark.parametrize("shares", [None, [3, 1], [1, 9]])
@@ -202,17 +214,23 @@ def test_sources_are_mixed_by_their_share_of_tokens(source, letters, shares):
 
 
 def test_held_out_documents_are_left_to_validation(source, letters, monkeypatch):
-    monkeypatch.setattr(Blocks, "BUFFER", 1)  # no shuffling: the blocks in a row are the text itself
+    monkeypatch.setattr(Blocks, "BUFFER", 1)
     path = source("a.txt", numbered(120))
-    assert list(held_out(path)) == ["story 000", "story 050", "story 100"]
+    left = list(held_out(path))
+    assert len(left) == 3
     text = letters.decode(torch.cat(take(Blocks([path], letters, 16, skip_held_out=True), 200)))
     seen = text.split("<|endoftext|>")[1:-1]
-    rest = [story for story in numbered(120) if story not in held_out(path)]
+    rest = [story for story in numbered(120) if story not in left]
     assert seen[: 2 * len(rest)] == rest * 2
     assert set(seen) == set(rest)
 
 
-@pytest.mark.parametrize("texts, skip", [([], False), (["all of it is held out"], True)])
-def test_a_source_without_text_is_refused(source, letters, texts, skip):
+def test_a_lone_document_is_trained_on(source, letters):
+    path = source("a.txt", ["the only story"])
+    assert list(held_out(path)) == []
+    assert len(next(Blocks([path], letters, 16, skip_held_out=True))) == 16
+
+
+def test_a_source_without_text_is_refused(source, letters):
     with pytest.raises(DataError, match="a.txt' holds no text"):
-        next(Blocks([source("a.txt", texts)], letters, 16, skip_held_out=skip))
+        next(Blocks([source("a.txt", [])], letters, 16))

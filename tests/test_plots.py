@@ -8,7 +8,18 @@ from deepseek import SamplingParams, plots, stream, trace
 from deepseek.balance import expert_counts, load_shares
 
 TEXT = "Once upon a time there was a fox."
-HOSTILE = ["<b>bold</b>", "<img src=x onerror=alert(1)>", "&lt;", "${1+1}", "`x`", "\u202eevil", "a\u200bb", "\x00\x1b", " \n\t", ""]
+HOSTILE = [
+    "<b>bold</b>",
+    "<img src=x onerror=alert(1)>",
+    "&lt;",
+    "${1+1}",
+    "`x`",
+    "\u202eevil",
+    "a\u200bb",
+    "\x00\x1b",
+    " \n\t",
+    "",
+]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +37,9 @@ def test_expert_map_shows_the_first_expert(seen):
 
 def test_expert_load_is_the_share_of_the_assignments(seen):
     counts = [expert_counts(layer.indices, layer.experts) for layer in seen.routing]
-    figure = plots.expert_load([load_shares(count).tolist() for count in counts], [layer.layer for layer in seen.routing])
+    figure = plots.expert_load(
+        [load_shares(count).tolist() for count in counts], [layer.layer for layer in seen.routing]
+    )
     for expert, bar in enumerate(figure.data):
         for value, count in zip(bar.y, counts):
             assert value == pytest.approx(int(count[expert]) / int(count.sum()), abs=1e-4)

@@ -15,7 +15,9 @@ def saved(checkpoint, tmp_path):
     return folder, *load(folder, torch.float32)
 
 
-SETTINGS = SamplingParams(temperature=1.2, top_k=40, penalty_scope="all", presence_penalty=0.5, seed=5, max_new_tokens=24)
+SETTINGS = SamplingParams(
+    temperature=1.2, top_k=40, penalty_scope="all", presence_penalty=0.5, seed=5, max_new_tokens=24
+)
 
 
 @pytest.mark.parametrize("forced", [{}, {3: 17}, {3: 17, 9: 4}])
@@ -45,7 +47,9 @@ def test_other_weights_are_refused(saved):
         next(record.repeat(made, model, tokenizer))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"format": 1}', '{"format": 1, "params": {"top_p": 7}}', "\0"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", "null", '{"format": 1}', '{"format": 1, "params": {"top_p": 7}}', "\0"]
+)
 def test_anything_else_is_refused_in_a_sentence(text):
     with pytest.raises(ValueError, match=r"not the record of a generation\.|it must be|this version reads"):
         record.read(text)

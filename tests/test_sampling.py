@@ -68,6 +68,12 @@ def test_agrees_with_transformers(order, scope):
         torch.testing.assert_close(actual.softmax(-1), expected.softmax(-1), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("seen, banned", [([], []), ([1], []), ([1, 1], [1]), ([1, 2], []), ([1, 2, 1], [2])])
+def test_no_pair_comes_twice(seen, banned):
+    logits_V, _, _ = run(random_logits(0, 4), SamplingParams(no_repeat_ngram=2), seen)
+    assert logits_V.isneginf().nonzero().flatten().tolist() == banned
+
+
 @pytest.mark.parametrize("scope", ["all", "output"])
 def test_presence_and_frequency_penalties_count_what_was_seen(scope):
     prompt, output, logits_V = [1, 1, 2], [2, 3, 3, 3], random_logits(0, 6)

@@ -115,7 +115,7 @@ def test_a_prompt_that_leaves_no_room_is_refused_with_both_numbers(tokenizer):
     assert len(prompt_ids(tokenizer, [5] * 49, 50)) == 49
     with pytest.raises(ValueError, match="prompt has 50 tokens; the model reads 49 at most"):
         prompt_ids(tokenizer, [5] * 50, 50)
-    with pytest.raises(ValueError, match="prompt has 1,000,000 characters; the model reads 50 "):
+    with pytest.raises(ValueError, match="prompt has 1,000,000 characters; the model reads 49 "):
         prompt_ids(tokenizer, "x" * 1_000_000, 50)
 
 

@@ -139,9 +139,12 @@ def test_a_run_is_neither_overwritten_nor_resumed_from_nothing(config, whole):
 def test_accumulated_batches_make_the_step_of_one_large_batch(config):
     """Without the balancing loss, which is computed over each forward pass and so differs a little."""
     plain = dict(steps=3, warmup=0, precision="fp32", balance_weight=0.0)
-    large = [step.loss for step in train(config(name="large", batch_size=8, **plain))]
-    small = [step.loss for step in train(config(name="small", batch_size=4, accumulate=2, **plain))]
-    assert small == pytest.approx(large, abs=1e-4)
+    large = list(train(config(name="large", batch_size=8, **plain)))
+    small = list(train(config(name="small", batch_size=4, accumulate=2, **plain)))
+    for one, other in zip(small, large, strict=True):
+        assert one.loss == pytest.approx(other.loss, abs=1e-4)
+        assert one.grad_norm == pytest.approx(other.grad_norm, rel=1e-3)
+        assert (one.tokens, one.load) == (other.tokens, other.load)
 
 
 def test_validation_and_samples_come_when_they_are_due(config):

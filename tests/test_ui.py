@@ -27,7 +27,9 @@ def test_generate_streams_and_repeats(client):
     assert len(answers) > 1
     assert [answer["tokens"] for answer in answers] == sorted(answer["tokens"] for answer in answers)
     assert answers[-1]["finish"] and not answers[0]["finish"]
-    again = client.predict("Once upon a time", temperature=0.8, top_k=40, max_new_tokens=40, seed=3, api_name="/generate")
+    again = client.predict(
+        "Once upon a time", temperature=0.8, top_k=40, max_new_tokens=40, seed=3, api_name="/generate"
+    )
     assert again["text"] == answers[-1]["text"]
 
 
@@ -125,7 +127,9 @@ def test_a_branch_keeps_the_text_before_it_and_goes_on_as_from_there(demo):
 
 
 def test_a_link_restores_prompt_settings_and_branch():
-    params = SamplingParams(temperature=0.3, dynamic_temperature=True, order="llama.cpp", stop=("a&b", "\n"), seed=2**40)
+    params = SamplingParams(
+        temperature=0.3, dynamic_temperature=True, order="llama.cpp", stop=("a&b", "\n"), seed=2**40
+    )
     query = QueryParams(keep.to_query("Once & “upon”\n?", params, {3: 17, 9: 4}))
     assert keep.from_query(query, 100) == ("Once & “upon”\n?", params, {3: 17, 9: 4})
 
@@ -171,7 +175,8 @@ def test_figures_of_a_repeating_text():
         def __init__(self, id):
             self.id = id
 
-    generation = playground.Generation("", SamplingParams(), tokens=[Token(i % 4) for i in range(16)])
+    generation = playground.Generation("", SamplingParams())
+    generation.tokens = [Token(i % 4) for i in range(16)]
     figures = compare.figures(generation)
     assert figures["tokens_per_second"] == 100 and figures["mean_probability"] == 0.5
     assert figures["distinct_2_grams"] == 4 / 15

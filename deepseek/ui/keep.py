@@ -77,8 +77,9 @@ def named(presets: dict, name: str, values: dict) -> dict:
 def build(demo, model, generation: gr.State, preset: gr.Dropdown, settings: dict) -> None:
     """Draws and wires presets, link and export, for the reader's `generation` and the sampler's `settings`."""
     quiet = dict(api_visibility="private", queue=False)
+    # Outside the accordion: what is in a closed one is not there until it is opened.
+    saved = gr.BrowserState({}, storage_key="deepseek-playground-presets", secret="presets")
     with gr.Accordion("keep and share", open=False):
-        saved = gr.BrowserState({}, storage_key="deepseek-playground-presets", secret="presets")
         with gr.Row():
             name = gr.Textbox(label="keep these settings as a preset", max_length=40, placeholder="its name", scale=3)
             save = gr.Button("Keep", scale=1, min_width=70)

@@ -2,12 +2,12 @@
 
 import random
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 
 import gradio as gr
 
 from deepseek import plots
-from deepseek.engine import stream
+from deepseek.engine import TokenTrace, stream
 from deepseek.sampling import SamplingParams
 from deepseek.trace import routers
 from deepseek.ui import controls, keep, token_detail
@@ -21,24 +21,27 @@ EXAMPLES = [
     "When I think about consciousness",
     "Neutrino Masses and Oscillations",
 ]
-REDRAW = 0.08  # seconds between two updates of the page; more often pegs the browser
+REDRAW = 0.12  # seconds between two updates of the page; more often costs the engine and pegs the browser
 DEADLINE = 120  # seconds that one text may take
-MODEL = dict(concurrency_id="model", concurrency_limit=2)  # all work on the model shares these places in the queue
+PLACES = 2  # jobs on the model at a time
+MODEL = dict(concurrency_id="model", concurrency_limit=PLACES)  # all work on the model shares these places in the queue
 QUICK = dict(api_visibility="private", queue=False)  # for what needs no model
 
 
-@dataclass
 class Generation:
-    """One text as it grows: shared by the tabs of one reader."""
+    """One text as it grows: shared by the tabs of one reader.
 
-    prompt: str
-    params: SamplingParams
-    forced: dict[int, int] = field(default_factory=dict)  # tokens that the reader put there, by place in the output
-    parent: "Generation | None" = None  # the text this one branched off
-    tokens: list = field(default_factory=list)  # TokenTrace
-    lines: list[str] = field(default_factory=list)  # of the token strip
-    seconds: float = 0.0
-    late: bool = False
+    Not a dataclass: gradio would turn a dataclass in a State into a dictionary at every update.
+    """
+
+    def __init__(self, prompt: str, params: SamplingParams, forced: dict[int, int] | None = None, parent=None):
+        self.prompt, self.params = prompt, params
+        self.forced = forced or {}  # tokens that the reader put there, by place in the output
+        self.parent = parent  # the Generation that this one branched off
+        self.tokens: list[TokenTrace] = []
+        self.lines: list[str] = []  # of the token strip
+        self.seconds = 0.0
+        self.late = False
 
     @property
     def text(self) -> str:
@@ -72,8 +75,8 @@ def generate(model, tokenizer, prompt: str, params: SamplingParams, forced=None,
     if params.seed is None:
         params = replace(params, seed=random.randrange(2**31))
     experts = getattr(model.config, "num_local_experts", None) or 0
-    head = head_line(sorted(routers(model)), experts, prompt)
-    generation = Generation(prompt, params, forced or {}, parent, lines=[head])
+    generation = Generation(prompt, params, forced, parent)
+    generation.lines.append(head_line(sorted(routers(model)), experts, prompt))
     began = shown = time.monotonic()
     tokens = stream(model, tokenizer, prompt, params, generation.forced)
     try:
@@ -139,18 +142,12 @@ def build(demo, model, tokenizer, first: Generation):
         yield from streamed(generate(model, tokenizer, last.prompt, last.params, forced, last))
 
     def streamed(generations):
-        sent = False
+        once = True
         for generation in generations:
             # The state holds the object itself, which goes on growing: what there is at a Stop is kept.
-            reference = gr.skip() if sent else generation
-            yield (
-                generation.strip,
-                generation.stats,
-                generation.params.seed,
-                reference,
-                gr.update(visible=bool(generation.parent)),
-            )
-            sent = True
+            fixed = [generation.params.seed, generation, gr.update(visible=bool(generation.parent))]
+            yield [generation.strip, generation.stats, *(fixed if once else [gr.skip()] * 3)]
+            once = False
 
     outputs = [strip, stats, seed, state, back]
     options = dict(outputs=outputs, api_visibility="private", show_progress="hidden", **MODEL)

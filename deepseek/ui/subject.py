@@ -28,7 +28,7 @@ def look(model, tokenizer, text: str) -> Trace:
             raise ValueError(f"text is {text!r:.60}; it must be text.")
         return trace(model, tokenizer, text)
     except ValueError as error:
-        raise refusal(ValueError(str(error).replace("prompt", "text", 1))) from error
+        raise refusal(error) from error
 
 
 def subject_box(text: str):

@@ -14,7 +14,11 @@ def texts(page, strip):
 
 
 def open_tab(page, name):
-    page.get_by_role("tab", name=name, exact=True).click()
+    tab = page.get_by_role("tab", name=name, exact=True)
+    if not tab.is_visible():  # on a phone the last tabs are behind a menu
+        page.get_by_label("More tabs").click()
+        tab = page.locator(".overflow-dropdown button", has_text=name)
+    tab.click()
 
 
 def plotted(page, index):
@@ -36,7 +40,7 @@ def test_first_visit_shows_an_example(page):
 
 
 def test_text_streams_and_both_panels_draw_it(page):
-    page.get_by_label("prompt").fill("The little fox")
+    page.get_by_label("prompt").first.fill("The little fox")
     page.get_by_role("button", name="Generate", exact=True).click()
     tokens = page.locator("#strip .token")
     expect(page.locator("#strip .prompt")).to_have_text("The little fox")
@@ -94,11 +98,11 @@ def test_a_token_is_selected_by_click_and_by_key(page):
 
 def test_bad_input_is_told_and_costs_nothing(page):
     before = texts(page, "strip")
-    page.get_by_label("prompt").fill("   ")
+    page.get_by_label("prompt").first.fill("   ")
     page.get_by_role("button", name="Generate", exact=True).click()
     expect(page.get_by_text("prompt is empty").first).to_be_visible()
     assert texts(page, "strip") == before
-    page.get_by_label("prompt").fill("word " * 3000)
+    page.get_by_label("prompt").first.fill("word " * 3000)
     page.get_by_role("button", name="Generate", exact=True).click()
     expect(page.get_by_text("the model reads").first).to_be_visible()
     assert texts(page, "strip") == before
@@ -106,7 +110,7 @@ def test_bad_input_is_told_and_costs_nothing(page):
 
 def test_hostile_text_is_only_text(page):
     hostile = "${1+1} `x` <img src=x onerror=\"document.title='owned'\"> \\u0041 \u202eevil\u202c a\u200bb {{value}}"
-    page.get_by_label("prompt").fill(hostile)
+    page.get_by_label("prompt").first.fill(hostile)
     page.get_by_role("button", name="Generate", exact=True).click()
     expect(page.locator("#strip .prompt")).to_contain_text("${1+1} `x` <img src=x onerror=")
     expect(page.locator("#strip .prompt")).to_contain_text("U+202E")
@@ -116,3 +120,62 @@ def test_hostile_text_is_only_text(page):
         page.wait_for_timeout(1500)
         assert page.locator("img[src=x]").count() == 0
     assert page.title() != "owned"
+
+
+def test_a_selected_token_shows_its_funnel_and_branches(page):
+    before = texts(page, "strip")
+    page.locator("#strip .token").nth(7).click()
+    expect(page.locator("#token-heading")).to_contain_text("Token 8")
+    expect(page.locator("#funnel .js-plotly-plot")).to_be_visible()
+    page.get_by_text("candidates: click one").click()
+    other = page.locator("#candidates tbody button:not([disabled])").first
+    wanted = other.text_content()
+    other.click()
+    expect(page.locator("#stats")).to_contain_text("branched at token 8")
+    settle(page)
+    after = texts(page, "strip")
+    assert after[:7] == before[:7]
+    assert after[7].replace(" ", "·").replace("↵\n", "↵") == wanted
+    page.get_by_role("button", name="Back to the text before the branch").click()
+    expect(page.locator("#stats")).not_to_contain_text("branched")
+    assert texts(page, "strip") == before
+
+
+def test_a_link_opened_elsewhere_gives_the_same_text(page, browser):
+    page.get_by_label("prompt").first.fill("The little fox")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    expect(page.locator("#strip .prompt")).to_have_text("The little fox")
+    settle(page)
+    page.get_by_text("keep and share").click()
+    page.get_by_role("button", name="Make a link to this text").click()
+    link = page.locator("#link").locator("textarea, input")
+    expect(link).to_have_value(re.compile("^http.*seed="))
+    stranger = browser.new_context().new_page()
+    stranger.goto(link.input_value())
+    expect(stranger.get_by_label("keep this seed")).to_be_checked()
+    expect(stranger.locator("#strip .prompt")).to_have_text("The little fox")
+    settle(stranger)
+    assert texts(stranger, "strip") == texts(page, "strip")
+    stranger.context.close()
+
+
+def test_presets_are_kept_across_a_reload(page):
+    page.get_by_text("keep and share").click()
+    page.get_by_label("keep these settings as a preset").fill("mine")
+    page.get_by_role("button", name="Keep", exact=True).click()
+    expect(page.get_by_label("keep these settings as a preset")).to_have_value("")
+    page.reload()
+    expect(page.locator("#strip .token").first).to_be_visible()
+    page.get_by_label("preset", exact=True).first.click()
+    page.get_by_role("option", name="mine").click()
+
+
+def test_compare_streams_two_texts_and_marks_where_they_part(page):
+    open_tab(page, "Compare")
+    assert texts(page, "strip-a") and texts(page, "strip-b")
+    page.get_by_role("button", name="Compare", exact=True).click()
+    expect(page.locator("#strip-a .token").nth(100)).to_be_attached()
+    expect(page.locator("#strip-b .token").nth(100)).to_be_attached()
+    expect(page.locator("#strip-a .diverged")).to_have_count(1)
+    expect(page.locator("#strip-b .diverged")).to_have_count(1)
+    expect(page.get_by_text("repeated 4 grams").first).to_be_visible()
