@@ -7,8 +7,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # the page works wit
 
 import gradio as gr
 
-import deepseek
-from deepseek.ui import page
+from deepseek.ui import page, served
 
 SYSTEM_FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif"]
 THEME = gr.themes.Default(
@@ -19,7 +18,10 @@ THEME = gr.themes.Default(
 
 
 def main():
-    model, tokenizer = deepseek.load(sys.argv[1] if len(sys.argv) > 1 else "assets/demo")
+    try:
+        model, tokenizer = served.usable(sys.argv[1] if len(sys.argv) > 1 else served.DEMO)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     demo = page.build(model, tokenizer)
     demo.queue(max_size=32).launch(theme=THEME, css_paths="assets/style.css", footer_links=["api"])
 

@@ -18,6 +18,7 @@ PRESETS = {
     ),
 }
 FIRST = "stories"
+QUIET = dict(api_visibility="private", queue=False)
 SCOPE_CHOICES = [("prompt and output", "all"), ("output only", "output")]
 assert [value for _, value in SCOPE_CHOICES] == list(SCOPES)
 
@@ -29,7 +30,9 @@ def sampler_controls(first: str = FIRST) -> tuple[gr.Dropdown, dict[str, gr.comp
     def slider(name, low, high, step, text, info):
         return gr.Slider(low, high, value=getattr(start, name), step=step, label=text, info=info)
 
-    preset = gr.Dropdown(list(PRESETS), value=first, label="preset", info="neutral: the model's own distribution")
+    with gr.Row():
+        preset = gr.Dropdown(list(PRESETS), value=first, label="preset", scale=3, min_width=120)
+        neutral = gr.Button("Neutral", scale=1, min_width=90)
     c = {}
     c["temperature"] = slider(
         "temperature", 0, 2, 0.05, "temperature", "divides the logits; 0 takes the most likely token"
@@ -88,6 +91,9 @@ def sampler_controls(first: str = FIRST) -> tuple[gr.Dropdown, dict[str, gr.comp
         api_visibility="private",
         queue=False,
     )
+    fields, start = preset_fields(c), SamplingParams()
+    values = [gr.update(value=getattr(start, field)) for field in fields]
+    neutral.click(lambda: ["neutral", *values], None, [preset, *(c[field] for field in fields)], **QUIET)
     return preset, c
 
 

@@ -21,7 +21,7 @@ EXAMPLES = [
     "When I think about consciousness",
     "Neutrino Masses and Oscillations",
 ]
-REDRAW = 0.12  # seconds between two updates of the page; more often costs the engine and pegs the browser
+REDRAW = 0.15  # seconds between two updates of the page; more often costs the engine and pegs the browser
 DEADLINE = 120  # seconds that one text may take
 PLACES = 2  # jobs on the model at a time
 MODEL = dict(concurrency_id="model", concurrency_limit=PLACES)  # all work on the model shares these places in the queue
@@ -117,6 +117,8 @@ def build(demo, model, tokenizer, first: Generation):
             detail = token_detail.build(first)
             with gr.Accordion("entropy and temperature along the text", open=False):
                 along = gr.Plot(plots.along_the_text(first.tokens), show_label=False, elem_classes="wide")
+            with gr.Accordion("the text as a table", open=False):
+                table = gr.Dataframe(token_detail.rows(first), headers=token_detail.HEADERS, interactive=False)
         with gr.Column(scale=2, min_width=300):
             with gr.Row():
                 seed = gr.Number(first.params.seed, label="seed", info="same seed, same text")
@@ -126,7 +128,12 @@ def build(demo, model, tokenizer, first: Generation):
 
     def shown(generation):
         index = max(generation.forced, default=0)
-        return [*token_detail.show(generation, index), plots.along_the_text(generation.tokens), index]
+        return [
+            *token_detail.show(generation, index),
+            plots.along_the_text(generation.tokens),
+            token_detail.rows(generation),
+            index,
+        ]
 
     def run(prompt, seed, locked, *values):
         params = controls.params(settings, values, seed, locked)
@@ -166,7 +173,7 @@ def build(demo, model, tokenizer, first: Generation):
 
     events.append(back.click(before, state, outputs, **QUICK))
     for event in events:
-        event.then(shown, state, [*detail, along, selected], **QUICK)
+        event.then(shown, state, [*detail, along, table, selected], **QUICK)
 
     def select(generation, event: gr.EventData):
         if not (isinstance(event.index, int) and 0 <= event.index < len(generation.tokens)):
@@ -199,7 +206,7 @@ def build(demo, model, tokenizer, first: Generation):
     linked = demo.load(restore, None, [prompt, *inputs], **QUICK).success(run_linked, None, **options)
 
     def shown_linked(request: gr.Request, generation):
-        return shown(generation) if "prompt" in request.query_params else [gr.skip() for _ in range(5)]
+        return shown(generation) if "prompt" in request.query_params else [gr.skip() for _ in range(6)]
 
-    linked.then(shown_linked, state, [*detail, along, selected], **QUICK)
+    linked.then(shown_linked, state, [*detail, along, table, selected], **QUICK)
     return state, [*events, linked]

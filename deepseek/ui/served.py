@@ -20,6 +20,11 @@ def opened(path: str):
     """(model, tokenizer) of one of `choices`. Raises CheckpointError."""
     if path not in choices():
         raise CheckpointError(f"checkpoint is {path!r:.80}; it must be one of {', '.join(choices())}.")
+    return usable(path)
+
+
+def usable(path: str):
+    """(model, tokenizer) of a checkpoint that has both. Raises CheckpointError."""
     model, tokenizer = load(path)
     if tokenizer is None:
         raise CheckpointError(f"checkpoint {path!r} has no tokenizer.")

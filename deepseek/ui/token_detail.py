@@ -7,6 +7,7 @@ import gradio as gr
 
 from deepseek import plots
 
+HEADERS = ["", "token", "probability", "rank", "entropy", "temperature", "layer:experts"]
 SCRIPT = (Path(__file__).parents[2] / "assets" / "candidates.js").read_text()
 TEMPLATE = """
     <div class="candidates"><table aria-label="candidates of the selected token">
@@ -22,8 +23,27 @@ def heading(generation, index: int) -> str:
     seen += f" · entropy {token.entropy:.2f} nats"
     if generation.params.dynamic_temperature:
         seen += f" · dynamic temperature {token.temperature:.2f}"
-    forced = generation.forced.get(index)
-    return seen + (" · put here by you" if forced is not None else "")
+    if index in generation.forced:
+        seen += " · put here by you"
+    return seen + "\n\nOrder in force: model → " + " → ".join(stage.name for stage in token.stages)
+
+
+def rows(generation) -> list[list]:
+    """The whole text as a plain table, a row a token."""
+    return [
+        [
+            place,
+            plots.visible(token.text),
+            f"{token.probability:.1%}",
+            token.rank,
+            f"{token.entropy:.2f}",
+            f"{token.temperature:.2f}",
+            " ".join(
+                f"{layer}:" + "+".join(str(e) for e, _ in chosen) for layer, chosen in sorted(token.experts.items())
+            ),
+        ]
+        for place, token in enumerate(generation.tokens, 1)
+    ]
 
 
 def table(token) -> str:

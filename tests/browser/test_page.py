@@ -119,6 +119,11 @@ def test_hostile_text_is_only_text(page):
         open_tab(page, name)
         page.wait_for_timeout(1500)
         assert page.locator("img[src=x]").count() == 0
+    open_tab(page, "Compare")
+    page.locator("textarea:visible").first.fill(hostile)
+    page.get_by_role("button", name="Compare", exact=True).click()
+    expect(page.locator("#strip-a .prompt")).to_contain_text("<img src=x onerror=")
+    assert page.locator("img[src=x]").count() == 0
     assert page.title() != "owned"
 
 
