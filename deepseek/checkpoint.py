@@ -7,12 +7,14 @@ holds is the one a run goes on from.
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -43,18 +45,23 @@ def load(path, dtype: torch.dtype | None = None):
     elif not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path):
         raise CheckpointError(f"checkpoint {path!r} is neither a folder nor a Hub id such as name/model.")
     transformers_logging.disable_progress_bar()
+    dtype = dtype or preferred_dtype()
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        ours = config.model_type == "deepseek_v3"
-        model, info = (DeepseekV3ForCausalLM if ours else AutoModelForCausalLM).from_pretrained(
+        kind = DeepseekV3ForCausalLM if config.model_type == "deepseek_v3" else AutoModelForCausalLM
+        if folder.is_dir():
+            _check_size(folder, config, kind, dtype)
+        model, info = kind.from_pretrained(
             path,
             config=config,
-            dtype=dtype or preferred_dtype(),
+            dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, with the tensor's name
         )
+    except CheckpointError:
+        raise
     except Exception as error:  # damaged json, truncated tensors, wrong shapes, no network: one sentence for all
         raise CheckpointError(f"checkpoint {path!r} cannot be opened: {_first_line(error)}") from error
     if info["mismatched_keys"]:
@@ -77,6 +84,40 @@ def preferred_dtype() -> torch.dtype:
     """bfloat16 on a GPU, or a processor with bfloat16 instructions; elsewhere it is emulated, four times slower."""
     fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if fast else torch.float32
+
+
+def _check_size(folder: Path, config, kind, dtype: torch.dtype) -> None:
+    """Refuses weights that config.json does not describe, or that memory cannot hold, before any is allocated."""
+    held, names = 0, 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  (not a dict)
+                held += math.prod(tensors.get_slice(name).get_shape())
+                names += 1
+    layers = config.get_text_config().num_hidden_layers
+    if layers > names:
+        raise CheckpointError(f"checkpoint {str(folder)!r} has {names} tensors for {layers:,} layers.")
+    with torch.device("meta"):
+        model = kind._from_config(config) if kind is DeepseekV3ForCausalLM else kind.from_config(config)
+    described = sum(parameter.numel() for parameter in model.parameters())
+    if described > 2 * held:
+        raise CheckpointError(
+            f"checkpoint {str(folder)!r} holds {held:,} numbers where its config.json describes {described:,}."
+        )
+    needed, free = described * dtype.itemsize, free_memory()
+    if free is not None and needed > free:
+        raise CheckpointError(
+            f"checkpoint {str(folder)!r} needs {needed / 2**30:.1f} GiB of memory; {free / 2**30:.1f} GiB are free."
+        )
+
+
+def free_memory() -> int | None:
+    """Bytes that a new program can have, None where the system does not tell (it is read from /proc/meminfo)."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return None
 
 
 def _first_line(error: Exception) -> str:

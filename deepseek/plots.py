@@ -208,6 +208,41 @@ def attention_heads(weights_HTT, tokens: list[str]) -> go.Figure:
     return figure
 
 
+def lens_map(tokens: list[str], lens) -> go.Figure:
+    """Layers x tokens: what each layer would say after each token, coloured by how sure it is of that."""
+    names, axis = _token_axis(tokens)
+    rows = ["embedding", *(f"layer {layer}" for layer in range(len(lens.texts) - 1))]
+    figure = go.Figure(
+        go.Heatmap(
+            z=_percent(lens.probabilities),
+            x=names,
+            y=rows,
+            customdata=[[label(text) for text in row] for row in lens.texts],
+            hovertemplate="after %{x}<br>%{y} says %{customdata}, %{z}%<extra></extra>",
+            texttemplate="%{customdata}" if len(tokens) <= 16 else None,
+            zmin=0,
+            zmax=100,
+            colorscale=[[0, "rgba(230,159,0,0.05)"], [1, "rgba(230,159,0,0.75)"]],
+            colorbar=dict(thickness=12, ticksuffix="%", outlinewidth=0),
+            xgap=1,
+            ygap=1,
+        )
+    )
+    first = lens.first_lead
+    figure.add_scatter(
+        x=names,
+        y=[rows[row] for row in first],
+        mode="markers",
+        marker=dict(symbol="circle", size=7, color=EXPERT_COLOURS[4], line=dict(color="#fff", width=1)),
+        name="first layer that says what the model says",
+        hovertemplate="after %{x}: the final choice first leads at %{y}<extra></extra>",
+    )
+    figure = _layout(figure, 150 + 32 * len(rows), legend=dict(orientation="h", y=1.12, x=0))
+    figure.update_xaxes(**axis, tickangle=-60, showgrid=False)
+    figure.update_yaxes(showgrid=False, categoryorder="array", categoryarray=rows)
+    return figure
+
+
 def funnel(token) -> go.Figure:
     """What the sampler did for one TokenTrace: candidates x stages, percents; the drawn one is marked.
 

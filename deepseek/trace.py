@@ -24,6 +24,23 @@ class Routing:
 
 
 @dataclass
+class Lens:
+    """What each layer would say next (nostalgebraist's logit lens, 2020): its output through the final norm and head.
+
+    Row 0 is the embedding, row i the output of layer i - 1, the last row the model's own answer; columns are tokens.
+    """
+
+    choices: torch.Tensor  # (layers + 1, tokens) int64: the most likely next token
+    probabilities: torch.Tensor  # (layers + 1, tokens) float32: that token's
+    texts: list[list[str]]  # the choices as text
+
+    @property
+    def first_lead(self) -> list[int]:
+        """For each token the first row whose choice is the model's own."""
+        return (self.choices == self.choices[-1]).int().argmax(0).tolist()
+
+
+@dataclass
 class Trace:
     """A text seen through a model. `routing` has one entry a MoE layer, none for a dense model."""
 
@@ -32,12 +49,32 @@ class Trace:
     routing: list[Routing]
     probabilities: list[float | None]  # of each token given those before it; None for the first
     _model: object = field(repr=False)
+    _tokenizer: object = field(repr=False)
 
     def attention(self, layer: int) -> torch.Tensor:
         """Attention weights of one layer, float32 (heads, tokens, tokens): row i is what token i looked at."""
         if not 0 <= layer < len(self._attentions):
             raise ValueError(f"layer is {layer}; it must be from 0 to {len(self._attentions) - 1}.")
         return self._attentions[layer][0].float()
+
+    @torch.inference_mode()
+    def lens(self) -> Lens:
+        """The logit lens of the text. Raises ValueError for a model whose final norm is not where it is looked for."""
+        model = self._model
+        norm = getattr(getattr(model, model.base_model_prefix), "norm", None)
+        if norm is None:
+            raise ValueError(f"{type(model).__name__} has no final norm under the name it is looked for, `norm`.")
+        output = model(torch.tensor([self.ids], device=model.device), use_cache=False, output_hidden_states=True)
+        *inner, _ = output.hidden_states
+        head = model.get_output_embeddings()
+        choices, probabilities = [], []
+        for logits in (*(head(norm(hidden))[0] for hidden in inner), output.logits[0]):
+            best = logits.float().softmax(-1).max(-1)
+            choices.append(best.indices)
+            probabilities.append(best.values)
+        choices = torch.stack(choices).cpu()
+        texts = [[self._tokenizer.decode([token]) for token in row] for row in choices.tolist()]
+        return Lens(choices, torch.stack(probabilities).cpu(), texts)
 
     @cached_property
     def _attentions(self):
@@ -121,4 +158,4 @@ def trace(model, tokenizer, text) -> Trace:
         weights, indices = strongest_first(weights, indices)
         routing.append(Routing(layer, experts, indices, weights))
     chosen = logits[:-1].float().softmax(-1).gather(1, torch.tensor(ids[1:], device=logits.device)[:, None])
-    return Trace(ids, token_texts(tokenizer, ids), routing, [None, *chosen[:, 0].tolist()], model)
+    return Trace(ids, token_texts(tokenizer, ids), routing, [None, *chosen[:, 0].tolist()], model, tokenizer)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 
 import pytest
 import torch
@@ -227,3 +228,23 @@ def test_a_failing_write_leaves_the_commits_before_it(tmp_path):
 
 def test_a_run_without_commits_has_no_latest(tmp_path):
     assert latest(tmp_path) is latest(tmp_path / "nothing") is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"hidden_size": 1 << 20}, {"num_hidden_layers": 10**6}, {"n_routed_experts": 1 << 16}, {"vocab_size": 1 << 28}],
+)
+def test_a_config_far_larger_than_its_weights_is_refused_at_once(checkpoint, tmp_path, change):
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    began = time.monotonic()
+    with pytest.raises(CheckpointError, match="tensors for|numbers where|memory|cannot be opened"):
+        load(folder)
+    assert time.monotonic() - began < 5
+
+
+def test_what_memory_cannot_hold_is_refused_with_both_numbers(checkpoint, monkeypatch):
+    monkeypatch.setattr("deepseek.checkpoint.free_memory", lambda: 1000)
+    with pytest.raises(CheckpointError, match=r"needs .* GiB of memory; .* GiB are free"):
+        load(checkpoint)

@@ -97,5 +97,12 @@ def test_labels_hold_no_markup_and_nothing_invisible(text):
     assert label.isprintable() and label
 
 
+def test_lens_map_marks_where_the_answer_first_leads(seen):
+    lens = seen.lens()
+    heatmap, marks = plots.lens_map(seen.tokens, lens).data
+    assert np.abs(np.array(heatmap.z) - 100 * lens.probabilities.numpy()).max() <= 0.5
+    assert [heatmap.y.index(row) for row in marks.y] == lens.first_lead
+
+
 def test_eight_colours_differ():
     assert len(set(map(plots.expert_colour, range(8)))) == 8

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from deepseek.trace import trace
 
@@ -147,3 +148,68 @@ def test_an_empty_text_is_refused(model, tokenizer, text):
 def test_one_token_is_a_text(any_model, tokenizer):
     seen = trace(any_model, tokenizer, [5])
     assert seen.probabilities == [None] and seen.attention(0).flatten().tolist() == [1.0] * len(seen.attention(0))
+
+
+def families():
+    """Tiny configurations of six mixtures of experts, as transformers builds them."""
+    import transformers as t
+
+    common = dict(
+        vocab_size=300, hidden_size=32, intermediate_size=48, moe_intermediate_size=24, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=4, head_dim=8, max_position_embeddings=64, pad_token_id=0,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    latent = dict(
+        q_lora_rank=16, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=8, n_routed_experts=8,
+        n_group=4, topk_group=2, num_experts_per_tok=2, first_k_dense_replace=1, n_shared_experts=1,
+    )  # fmt: skip
+    return {
+        "mixtral": t.MixtralConfig(**common, num_local_experts=4),
+        "olmoe": t.OlmoeConfig(**common, num_experts=8, num_experts_per_tok=3),
+        "qwen3": t.Qwen3MoeConfig(**common, num_experts=8, num_experts_per_tok=2),
+        "deepseek_v2": t.DeepseekV2Config(**common, **latent),
+        "deepseek_v3": t.DeepseekV3Config(**{**common, "head_dim": 4}, **latent),
+        "gpt_oss": t.GptOssConfig(**common, num_local_experts=4, num_experts_per_tok=2),
+    }
+
+
+@pytest.mark.parametrize("name", ["mixtral", "olmoe", "qwen3", "deepseek_v2", "deepseek_v3", "gpt_oss"])
+def test_any_mixture_is_traced_with_the_experts_that_it_really_ran(name, tokenizer):
+    """The indices are held against those that the model's own experts were called with."""
+    model = AutoModelForCausalLM.from_config(families()[name]).eval()
+    ran = {}
+
+    def note(layer):
+        def hook(module, arguments, keywords):
+            tensors = [a for a in (*arguments, *keywords.values()) if torch.is_tensor(a)]
+            ran[layer] = next(a for a in tensors if a.dtype == torch.int64)
+
+        return hook
+
+    for path, module in model.named_modules():
+        if path.endswith("mlp.experts") or path.endswith("block_sparse_moe.experts"):
+            layer = next(int(part) for part in path.split(".") if part.isdigit())
+            module.register_forward_pre_hook(note(layer), with_kwargs=True)
+    seen = trace(model, tokenizer, "Once upon a time there was a fox.")
+    assert ran and [layer.layer for layer in seen.routing] == sorted(ran)
+    for layer in seen.routing:
+        chosen = ran[layer.layer].view(len(seen.ids), -1)
+        assert layer.indices.sort(-1).values.tolist() == chosen.sort(-1).values.tolist()
+        assert layer.weights.shape == layer.indices.shape and (layer.weights.diff(dim=-1) <= 0).all()
+    assert seen.attention(0).shape == (4, len(seen.ids), len(seen.ids))
+    assert seen.lens().choices.shape == (4, len(seen.ids))
+
+
+def test_lens_reads_every_layer_through_norm_and_head(model, tokenizer):
+    seen = trace(model, tokenizer, "Once upon a time")
+    lens = seen.lens()
+    with torch.no_grad():
+        output = model(torch.tensor([seen.ids]), output_hidden_states=True)
+        for row, hidden in enumerate(output.hidden_states[:-1]):
+            probabilities = model.lm_head(model.model.norm(hidden))[0].softmax(-1)
+            assert lens.choices[row].tolist() == probabilities.argmax(-1).tolist()
+            assert torch.allclose(lens.probabilities[row], probabilities.amax(-1), atol=1e-5)
+        assert lens.choices[-1].tolist() == output.logits[0].argmax(-1).tolist()
+    for place, row in enumerate(lens.first_lead):
+        column = lens.choices[:, place].tolist()
+        assert column.index(column[-1]) == row

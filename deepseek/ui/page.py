@@ -8,7 +8,7 @@ import torch
 
 from deepseek.sampling import SamplingParams
 from deepseek.trace import trace
-from deepseek.ui import api, attention, compare, controls, experts, playground, subject
+from deepseek.ui import api, attention, compare, controls, experts, layers, playground, subject
 
 TITLE = "DeepSeek playground"
 INTRO = "# Watch a mixture of experts think, token by token\nA small DeepSeek-style language model, running here."
@@ -33,9 +33,11 @@ def build(model, tokenizer) -> gr.Blocks:
                 experts_view = experts.build(model, tokenizer, first.text, seen)
             with gr.Tab("Attention") as attention_tab:
                 attention_view = attention.build(model, tokenizer, first.text, seen)
+            with gr.Tab("Layers") as layers_tab:
+                layers_view = layers.build(model, tokenizer, first.text, seen)
             with gr.Tab("Compare"):
                 compare.build(model, tokenizer, first.prompt)
-        subject.connect(experts_view, experts_tab, first.text, generation, ended)
-        subject.connect(attention_view, attention_tab, first.text, generation, ended)
+        for view, tab in ((experts_view, experts_tab), (attention_view, attention_tab), (layers_view, layers_tab)):
+            subject.connect(view, tab, first.text, generation, ended)
         api.build(model, tokenizer)
     return demo

@@ -25,6 +25,12 @@ def heading(generation, index: int) -> str:
         seen += f" · dynamic temperature {token.temperature:.2f}"
     if index in generation.forced:
         seen += " · put here by you"
+    if token.experts:
+        places = (
+            f"layer {layer}: " + ", ".join(f"{e} ({w:.0%})" for e, w in to)
+            for layer, to in sorted(token.experts.items())
+        )
+        seen += "\n\nSent to experts " + " · ".join(places)
     return seen + "\n\nOrder in force: model → " + " → ".join(stage.name for stage in token.stages)
 
 
