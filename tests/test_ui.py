@@ -8,7 +8,7 @@ from gradio_client import Client
 from starlette.datastructures import QueryParams
 
 from deepseek import SamplingParams, load, stream
-from deepseek.ui import compare, controls, keep, playground, strip
+from deepseek.ui import about, compare, controls, keep, playground, strip
 
 
 @pytest.fixture(scope="session")
@@ -181,3 +181,18 @@ def test_figures_of_a_repeating_text():
     assert figures["tokens_per_second"] == 100 and figures["mean_probability"] == 0.5
     assert figures["distinct_2_grams"] == 4 / 15
     assert figures["repeated_4_grams"] == pytest.approx(1 - 4 / 13)
+
+
+def test_model_facts_are_those_of_the_configuration(demo):
+    rows = dict(about.facts(demo[0]))
+    assert rows["experts"] == "8 routed, 2 of them and 1 shared one a token"
+    layers, bytes_each = demo[0].config.num_hidden_layers, demo[0].dtype.itemsize
+    assert rows["cache of a token"].startswith(f"{160 * layers * bytes_each:,} bytes")
+    assert f"{1152 * layers * bytes_each:,}" in rows["cache of a token"]
+
+
+def test_facts_of_other_families(mixtral, llama, tmp_path):
+    for model in (mixtral, llama):
+        model.save_pretrained(tmp_path)
+        rows = dict(about.facts(load(tmp_path)[0]))
+        assert ("experts" in rows) == (model is mixtral) and "cache of a token" not in rows

@@ -8,7 +8,7 @@ import torch
 
 from deepseek.sampling import SamplingParams
 from deepseek.trace import trace
-from deepseek.ui import api, attention, compare, controls, experts, layers, playground, subject
+from deepseek.ui import about, api, attention, compare, controls, experts, layers, playground, subject
 
 TITLE = "DeepSeek playground"
 INTRO = "# Watch a mixture of experts think, token by token\nA small DeepSeek-style language model, running here."
@@ -37,6 +37,8 @@ def build(model, tokenizer) -> gr.Blocks:
                 layers_view = layers.build(model, tokenizer, first.text, seen)
             with gr.Tab("Compare"):
                 compare.build(model, tokenizer, first.prompt)
+            with gr.Tab("Model"):
+                about.build(model)
         for view, tab in ((experts_view, experts_tab), (attention_view, attention_tab), (layers_view, layers_tab)):
             subject.connect(view, tab, first.text, generation, ended)
         api.build(model, tokenizer)

@@ -36,6 +36,10 @@ def test_first_visit_shows_an_example(page):
     open_tab(page, "Attention")
     assert plotted(page, 0)[0]["type"] == "heatmap"
     assert len(plotted(page, 1)) == 9
+    open_tab(page, "Layers")
+    assert [trace["type"] for trace in plotted(page, 0)] == ["heatmap", "scatter"]
+    open_tab(page, "Model")
+    expect(page.get_by_text("cache of a token")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
