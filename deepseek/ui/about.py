@@ -30,17 +30,11 @@ def facts(model) -> list[tuple[str, str]]:
         )
     if getattr(config, "kv_lora_rank", None):
         latent, full = cache_numbers(config)
-        size = model.dtype.itemsize * config.num_hidden_layers
+        token = model.dtype.itemsize * config.num_hidden_layers
+        context = token * config.max_position_embeddings / 2**20
         rows += [
-            (
-                "cache of a token",
-                f"{latent * size:,} bytes as latents; the same heads uncompressed would need {full * size:,}, {full / latent:.1f} x",
-            ),
-            (
-                "cache of a full context",
-                f"{latent * size * config.max_position_embeddings / 2**20:.1f} MiB, uncompressed "
-                f"{full * size * config.max_position_embeddings / 2**20:.1f} MiB",
-            ),
+            ("cache of a token", f"{latent * token:,} bytes as latents, {full * token:,} for the same heads uncompressed"),
+            ("cache of a full context", f"{latent * context:.1f} MiB, {full * context:.1f} MiB uncompressed"),
         ]
     return rows
 
