@@ -75,9 +75,14 @@ def stream(
     position and the text before it alone. So `force`, ids by their place in the output from 0, puts single tokens in
     another's place and leaves the text before them as it was. Closing the generator ends the work. Without `record`
     candidates, stages and the last token's experts stay empty.
-    Raises ValueError for a prompt that is empty or too long.
+    Raises ValueError for a prompt that is empty or too long, an id that is not in the vocabulary, and damaged weights.
     """
-    params = params or SamplingParams()
+    params, force = params or SamplingParams(), force or {}
+    for token in force.values():
+        if not 0 <= token < model.config.get_text_config().vocab_size:
+            raise ValueError(
+                f"force holds id {token}; it must be in the vocabulary of {model.config.vocab_size:,} tokens."
+            )
     limit = context_length(model)
     ids = prompt_ids(tokenizer, prompt, limit)
     generator = torch.Generator()
@@ -93,7 +98,7 @@ def stream(
         began = time.perf_counter()
         position = len(ids) + len(context.output)
         generator.manual_seed((seed * 1_000_003 + position) % 2**63)
-        forced = (force or {}).get(len(context.output))
+        forced = force.get(len(context.output))
         token, how = _draw(logits_V, params, context, generator, tokenizer, record, forced)
         context.output.append(token)
         chunk = text.push(token)
@@ -137,6 +142,8 @@ def _forward(model, ids: list[int], cache):
 @torch.inference_mode()
 def _draw(logits_V, params, context, generator, tokenizer, record: bool, forced: int | None):
     """Draws the next token; returns it and the fields of TokenTrace that tell how."""
+    if logits_V.isnan().any():
+        raise ValueError("the model's answer is not a number; its weights are damaged.")
     rows, names, active = [logits_V], ["raw"], [True]
     for name, was_active, after in apply(logits_V, params, context):
         names.append(name)

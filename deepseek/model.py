@@ -313,11 +313,10 @@ class DeepseekV3Experts(nn.Module):
         order = indices_XK.flatten().argsort(stable=True)  # assignments, sorted by expert
         counts = torch.bincount(indices_XK.flatten(), minlength=len(self.gate_up_proj)).tolist()
         groups = x_XD.index_select(0, order // chosen).split(counts)
-        # In training an expert without tokens still takes part, so that its gradient is zero and not missing.
         outputs = [
             self.one(group, gate_up, down)
             for group, gate_up, down in zip(groups, self.gate_up_proj.unbind(), self.down_proj.unbind())
-            if len(group) or self.training
+            if len(group)
         ]
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         outputs_XKD = torch.cat(outputs).index_select(0, back).view(tokens, chosen, -1)

@@ -1,5 +1,6 @@
 """The decode loop: the right tokens, the right account of each, and nothing left running."""
 
+import copy
 import itertools
 import json
 import math
@@ -252,3 +253,16 @@ def test_without_record_the_same_tokens_come_with_less_said(model, tokenizer, to
 
 def test_a_trace_is_json(tokens):
     assert json.loads(json.dumps(tokens[0].as_dict()))["stages"][0]["name"] == "repetition"
+
+
+@pytest.mark.parametrize("token", [-1, 300, 10**9])
+def test_an_id_outside_the_vocabulary_is_refused(model, tokenizer, token):
+    with pytest.raises(ValueError, match=f"force holds id {token}"):
+        generate(model, tokenizer, force={2: token})
+
+
+def test_damaged_weights_are_told(model, tokenizer):
+    damaged = copy.deepcopy(model)
+    damaged.model.norm.weight.data[0] = float("nan")
+    with pytest.raises(ValueError, match="damaged"):
+        generate(damaged, tokenizer)

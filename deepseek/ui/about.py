@@ -33,7 +33,10 @@ def facts(model) -> list[tuple[str, str]]:
         token = model.dtype.itemsize * config.num_hidden_layers
         context = token * config.max_position_embeddings / 2**20
         rows += [
-            ("cache of a token", f"{latent * token:,} bytes as latents, {full * token:,} for the same heads uncompressed"),
+            (
+                "cache of a token",
+                f"{latent * token:,} bytes as latents, {full * token:,} for the same heads uncompressed",
+            ),
             ("cache of a full context", f"{latent * context:.1f} MiB, {full * context:.1f} MiB uncompressed"),
         ]
     return rows
