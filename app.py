@@ -19,7 +19,7 @@ THEME = gr.themes.Default(
 
 def main():
     try:
-        model, tokenizer = served.usable(sys.argv[1] if len(sys.argv) > 1 else served.DEMO)
+        model, tokenizer = served.opened(sys.argv[1] if len(sys.argv) > 1 else served.DEMO)
     except ValueError as error:
         sys.exit(f"error: {error}")
     demo = page.build(model, tokenizer)

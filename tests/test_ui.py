@@ -8,7 +8,7 @@ from gradio_client import Client
 from starlette.datastructures import QueryParams
 
 from deepseek import SamplingParams, load, stream
-from deepseek.ui import about, compare, controls, keep, playground, strip
+from deepseek.ui import about, compare, controls, keep, playground, served, strip
 
 
 @pytest.fixture(scope="session")
@@ -196,3 +196,11 @@ def test_facts_of_other_families(mixtral, llama, tmp_path):
         model.save_pretrained(tmp_path)
         rows = dict(about.facts(load(tmp_path)[0]))
         assert ("experts" in rows) == (model is mixtral) and "cache of a token" not in rows
+
+
+def test_only_offered_checkpoints_open():
+    assert served.choices("elsewhere")[:2] == ["elsewhere", "assets/demo"]
+    assert served.chosen("assets/demo", "assets/demo") is served.chosen("assets/demo", "assets/demo")
+    for path in ("/etc", "../deepseek", "tests"):
+        with pytest.raises(ValueError, match="it must be one of"):
+            served.chosen(path, "assets/demo")

@@ -80,8 +80,8 @@ def report(a: Generation, b: Generation, checkpoints: tuple[str, str]) -> list[l
 
 def build(model, tokenizer, prompt: str) -> None:
     """Draws the tab, with a comparison of PRESETS already in it."""
-    neutral = dict(max_new_tokens=48, seed=7)
-    first = [SamplingParams(**controls.PRESETS[preset], **neutral) for preset in PRESETS]
+    current = model.name_or_path
+    first = [SamplingParams(**controls.PRESETS[preset], max_new_tokens=48, seed=7) for preset in PRESETS]
     *_, (one, other) = side_by_side((model, tokenizer), (model, tokenizer), prompt, *first)
     gr.Markdown("One prompt and one seed under two settings. Where do they part, and what does each do to the text?")
     with gr.Row(equal_height=True):
@@ -98,13 +98,13 @@ def build(model, tokenizer, prompt: str) -> None:
                 gr.Markdown(f"### {name}")
                 strips.append(token_strip(f"strip-{name.lower()}", "probability", help, text.strip))
                 with gr.Accordion(f"settings of {name}", open=False):
-                    checkpoint = gr.Dropdown(served.choices(), value=served.DEMO, label="checkpoint")
+                    checkpoint = gr.Dropdown(served.choices(current), value=current, label="checkpoint")
                     dropdown, settings = controls.sampler_controls(preset)
                     controls.apply_preset(dropdown, settings)
                     sides.append([checkpoint, *settings.values()])
-    table = gr.Dataframe(
-        headers=HEADERS, label="what was set differently, and what came of it", interactive=False, wrap=True
-    )
+    gr.Markdown("### What was set differently, and what came of it")
+    rows = report(one, other, (current, current))
+    table = gr.Dataframe(rows, headers=HEADERS, show_label=False, interactive=False, wrap=True)
 
     def run(prompt, seed, *values):
         half = len(values) // 2
@@ -112,7 +112,7 @@ def build(model, tokenizer, prompt: str) -> None:
         for side in (values[1:half], values[half + 1 :]):
             params.append(controls.params(settings, side, seed, locked=True))
         try:
-            models = [served.opened(path) for path in checkpoints]
+            models = [served.chosen(path, current) for path in checkpoints]
         except ValueError as error:
             raise controls.refusal(error) from error
         for a, b in side_by_side(*models, prompt, *params):
