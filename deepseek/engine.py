@@ -150,7 +150,7 @@ def _draw(logits_V, params, context, generator, tokenizer, record: bool, forced:
         active.append(was_active)
         rows.append(after)
     final = rows[-1].softmax(-1)
-    token = int(torch.multinomial(final, 1, generator=generator)) if forced is None else forced
+    token = _pick(final, generator) if forced is None else forced
     raw = logits_V.softmax(-1)
     stages, candidates = [], []
     if record:
@@ -164,6 +164,16 @@ def _draw(logits_V, params, context, generator, tokenizer, record: bool, forced:
         stages=stages,
         candidates=candidates,
     )
+
+
+def _pick(probabilities_V, generator) -> int:
+    """A draw by one uniform number: where it falls on the cumulated probabilities.
+
+    (torch.multinomial draws a number for each token, so that texts of one seed would share their unlikely tokens.)
+    """
+    total_V = probabilities_V.double().cumsum(0)
+    uniform = torch.rand(1, dtype=torch.float64, generator=generator)
+    return int(torch.searchsorted(total_V, uniform * total_V[-1], right=True))
 
 
 def _record(rows, names, active, token: int, tokenizer) -> tuple[list[Stage], list[Candidate]]:

@@ -237,7 +237,7 @@ def lens_map(tokens: list[str], lens) -> go.Figure:
         name="first layer that says what the model says",
         hovertemplate="after %{x}: the final choice first leads at %{y}<extra></extra>",
     )
-    figure = _layout(figure, 150 + 32 * len(rows), legend=dict(orientation="h", y=1.12, x=0))
+    figure = _layout(figure, 160 + 32 * len(rows), legend=dict(orientation="h", y=1.14, x=0), showlegend=True)
     figure.update_xaxes(**axis, tickangle=-60, showgrid=False)
     figure.update_yaxes(showgrid=False, categoryorder="array", categoryarray=rows)
     return figure

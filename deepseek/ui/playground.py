@@ -104,9 +104,9 @@ def build(demo, model, tokenizer, first: Generation):
     selected = gr.State(0, time_to_live=3600)
     prompt = gr.Textbox(first.prompt, label="prompt", lines=2, max_lines=8)
     with gr.Row():
-        go = gr.Button("Generate", variant="primary", min_width=90)
-        stop = gr.Button("Stop", min_width=90)
-        again = gr.Button("Regenerate", min_width=90)
+        go = gr.Button("Generate", variant="primary", min_width=120)
+        stop = gr.Button("Stop", min_width=120)
+        again = gr.Button("Regenerate", min_width=120)
     gr.Examples([[text] for text in EXAMPLES], prompt, label="try", cache_examples=False, api_visibility="private")
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
