@@ -2,6 +2,7 @@
 
 import json
 import threading
+import urllib.request
 
 import pytest
 from gradio_client import Client
@@ -36,7 +37,7 @@ def test_generate_streams_and_repeats(client):
 def test_only_the_prompt_is_required(client):
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
     assert {"/generate", "/trace", "/compare"} == set(endpoints)
-    for name, required in (("/generate", 1), ("/trace", 1)):
+    for name, required in (("/generate", 1), ("/trace", 1), ("/compare", 1)):
         assert sum(not parameter["parameter_has_default"] for parameter in endpoints[name]["parameters"]) == required
     names = {parameter["parameter_name"] for parameter in endpoints["/generate"]["parameters"]}
     assert set(SamplingParams.__dataclass_fields__) <= names
@@ -81,6 +82,24 @@ def test_bad_input_is_refused_in_one_sentence(client, arguments, named):
     message = str(caught.value)
     assert message.startswith(f"{named} ") and ("it must" in message or "the model reads" in message)
     assert "Traceback" not in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "value, shown", [("NaN", "nan"), ("1e999", "inf"), ("null", "None"), ("[]", "[]"), ("true", "True")]
+)
+def test_plain_http_takes_names_and_refuses_what_is_no_number(app_url, value, shown):
+    body = f'{{"prompt": "x", "temperature": {value}}}'.encode()
+    address = f"{app_url}/gradio_api/call/v2/generate"
+    request = urllib.request.Request(address, body, {"content-type": "application/json"})
+    event = json.load(urllib.request.urlopen(request, timeout=30))["event_id"]
+    answer = urllib.request.urlopen(f"{app_url}/gradio_api/call/v2/generate/{event}", timeout=30).read().decode()
+    assert f"temperature is {shown}; it must be a number from 0 to 10." in answer
+
+
+@pytest.mark.parametrize("a", [5, {"nope": 1}, {"top_p": 9}, {"stop": 3}])
+def test_compare_refusals_name_the_side(client, a):
+    with pytest.raises(Exception, match="^a: .* must be"):
+        client.predict("x", a, {}, api_name="/compare")
 
 
 def test_trace_refusals_name_the_field(client):

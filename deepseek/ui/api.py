@@ -86,15 +86,17 @@ def build(model, tokenizer) -> None:
                 raise refusal(ValueError(message)) from error
         return answer
 
-    def compare_texts(prompt: str, a: dict, b: dict, seed: int = 0) -> dict:
+    def compare_texts(prompt: str, a: dict = {}, b: dict = {}, seed: int = 0) -> dict:  # noqa: B006  (read, never changed)
         """One prompt and seed under two settings, each the fields of SamplingParams that are not neutral: {"a", "b":
         {"text", "figures"}, "first_difference" (place in the output, from 0, or null), "settings": {name: [a, b]}}.
         """
         sides = []
         for name, values in (("a", a), ("b", b)):
             try:
+                if not isinstance(values, dict) or not values.keys() <= SamplingParams.__dataclass_fields__.keys():
+                    raise ValueError(f"settings are {values!r:.60}; they must be fields of SamplingParams.")
                 sides.append(SamplingParams(**{**values, "seed": seed}))
-            except (TypeError, ValueError) as error:
+            except ValueError as error:
                 raise refusal(ValueError(f"{name}: {error}")) from error
         *_, (one, other) = compare.side_by_side((model, tokenizer), (model, tokenizer), prompt, *sides)
         texts = {

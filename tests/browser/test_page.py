@@ -119,7 +119,7 @@ def test_hostile_text_is_only_text(page):
     expect(page.locator("#strip .prompt")).to_contain_text("${1+1} `x` <img src=x onerror=")
     expect(page.locator("#strip .prompt")).to_contain_text("U+202E")
     settle(page)
-    for name in ("Experts", "Attention"):
+    for name in ("Experts", "Attention", "Layers"):
         open_tab(page, name)
         page.wait_for_timeout(1500)
         assert page.locator("img[src=x]").count() == 0
