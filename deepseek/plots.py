@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 
 # Okabe and Ito's colours, told apart by colour-blind readers, with grey for their black; one per expert, everywhere.
 EXPERT_COLOURS = ["#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#A6A6A6"]
-SEQUENTIAL = [[0, "rgba(0,114,178,0.04)"], [0.25, "rgba(0,114,178,0.45)"], [1, "rgb(0,114,178)"]]
+SEQUENTIAL = [[0, "rgba(41,140,230,0.05)"], [0.25, "rgba(41,140,230,0.5)"], [1, "rgb(41,140,230)"]]
 TEXT = "#7b8494"  # readable on dark and light; the page's style sheet replaces it with the theme's own
 MOST_LABELS = 48  # more token labels than this overlap
 

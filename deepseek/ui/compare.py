@@ -104,7 +104,8 @@ def build(model, tokenizer, prompt: str) -> None:
                     sides.append([checkpoint, *settings.values()])
     gr.Markdown("### What was set differently, and what came of it")
     rows = report(one, other, (current, current))
-    table = gr.Dataframe(rows, headers=HEADERS, show_label=False, interactive=False, wrap=True)
+    widths = ["46%", "27%", "27%"]
+    table = gr.Dataframe(rows, headers=HEADERS, column_widths=widths, show_label=False, interactive=False, wrap=True)
 
     def run(prompt, seed, *values):
         half = len(values) // 2
