@@ -123,4 +123,4 @@ def build(model, tokenizer, prompt: str) -> None:
     inputs, outputs = [prompt, seed, *sides[0], *sides[1]], [*strips, table]
     options = dict(api_visibility="private", show_progress="hidden", **MODEL)
     events = [go.click(run, inputs, outputs, **options), prompt.submit(run, inputs, outputs, **options)]
-    stop.click(None, cancels=events, api_visibility="private", queue=False)
+    stop.click(None, cancels=events, **controls.QUIET)

@@ -18,7 +18,7 @@ PRESETS = {
     ),
 }
 FIRST = "stories"
-QUIET = dict(api_visibility="private", queue=False)
+QUIET = dict(api_visibility="private", queue=False)  # for events that need no model
 SCOPE_CHOICES = [("prompt and output", "all"), ("output only", "output")]
 assert [value for _, value in SCOPE_CHOICES] == list(SCOPES)
 
@@ -88,8 +88,7 @@ def sampler_controls(first: str = FIRST) -> tuple[gr.Dropdown, dict[str, gr.comp
         lambda order: gr.update(info=" → ".join(ORDERS[order])),
         c["order"],
         c["order"],
-        api_visibility="private",
-        queue=False,
+        **QUIET,
     )
     fields, start = preset_fields(c), SamplingParams()
     values = [gr.update(value=getattr(start, field)) for field in fields]
@@ -108,7 +107,7 @@ def apply_preset(
         return [getattr(values, field) for field in fields]
 
     inputs = [preset] if saved is None else [preset, saved]
-    preset.input(choose, inputs, [settings[field] for field in fields], api_visibility="private", queue=False)
+    preset.input(choose, inputs, [settings[field] for field in fields], **QUIET)
 
 
 def preset_fields(settings: dict) -> list[str]:

@@ -24,7 +24,9 @@ def draw(trace):
 
 def build(model, tokenizer, text: str, first) -> View:
     """Draws the tab with Trace `first` of `text` in it."""
-    gr.Markdown("Every token is sent to 2 of 8 experts in each layer of experts. Which ones?")
+    if first.routing:
+        chosen, experts = first.routing[0].indices.shape[1], first.routing[0].experts
+        gr.Markdown(f"Every token is sent to {chosen} of {experts} experts in each layer of experts. Which ones?")
     box, button = subject_box(text)
     value, figure, load, note = draw(first)
     colour = f"layer {first.routing[-1].layer}" if first.routing else "probability"

@@ -10,7 +10,7 @@ import gradio as gr
 
 from deepseek import record
 from deepseek.sampling import LIMITS, SamplingParams
-from deepseek.ui.controls import PRESETS, apply_preset, preset_fields, refusal
+from deepseek.ui.controls import PRESETS, QUIET, apply_preset, preset_fields, refusal
 
 MOST_PRESETS = 50
 
@@ -76,7 +76,6 @@ def named(presets: dict, name: str, values: dict) -> dict:
 
 def build(demo, model, generation: gr.State, preset: gr.Dropdown, settings: dict) -> None:
     """Draws and wires presets, link and export, for the reader's `generation` and the sampler's `settings`."""
-    quiet = dict(api_visibility="private", queue=False)
     # Outside the accordion: what is in a closed one is not there until it is opened.
     saved = gr.BrowserState({}, storage_key="deepseek-playground-presets", secret="presets")
     with gr.Accordion("keep and share", open=False):
@@ -101,9 +100,9 @@ def build(demo, model, generation: gr.State, preset: gr.Dropdown, settings: dict
 
     apply_preset(preset, settings, saved, checked_presets)
     kept = [saved, name, *(settings[field] for field in fields)]
-    save.click(keep, kept, [saved, preset, name], **quiet)
-    demo.load(listed, saved, preset, **quiet)
+    save.click(keep, kept, [saved, preset, name], **QUIET)
+    demo.load(listed, saved, preset, **QUIET)
     share.click(
-        lambda g: gr.update(value=to_query(g.prompt, g.params, g.forced), visible=True), generation, link, **quiet
-    ).then(None, link, link, js="query => location.origin + location.pathname + '?' + query", **quiet)
-    export.click(lambda g: gr.update(value=as_file(model, g), visible=True), generation, file, **quiet)
+        lambda g: gr.update(value=to_query(g.prompt, g.params, g.forced), visible=True), generation, link, **QUIET
+    ).then(None, link, link, js="query => location.origin + location.pathname + '?' + query", **QUIET)
+    export.click(lambda g: gr.update(value=as_file(model, g), visible=True), generation, file, **QUIET)

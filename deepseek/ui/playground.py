@@ -25,7 +25,6 @@ REDRAW = 0.15  # seconds between two updates of the page; more often costs the e
 DEADLINE = 120  # seconds that one text may take
 PLACES = 2  # jobs on the model at a time
 MODEL = dict(concurrency_id="model", concurrency_limit=PLACES)  # all work on the model shares these places in the queue
-QUICK = dict(api_visibility="private", queue=False)  # for what needs no model
 
 
 class Generation:
@@ -165,22 +164,22 @@ def build(demo, model, tokenizer, first: Generation):
         again.click(run_again, [state, *inputs], **options),
         detail[2].branch(branch, [state, selected], **options),
     ]
-    events.append(stop.click(None, cancels=events, **QUICK))
+    events.append(stop.click(None, cancels=events, **controls.QUIET))
 
     def before(generation):
         old = generation.parent or generation
         return old.strip, old.stats, old.params.seed, old, gr.update(visible=bool(old.parent))
 
-    events.append(back.click(before, state, outputs, **QUICK))
+    events.append(back.click(before, state, outputs, **controls.QUIET))
     for event in events:
-        event.then(shown, state, [*detail, along, table, selected], **QUICK)
+        event.then(shown, state, [*detail, along, table, selected], **controls.QUIET)
 
     def select(generation, event: gr.EventData):
         if not (isinstance(event.index, int) and 0 <= event.index < len(generation.tokens)):
             return [gr.skip() for _ in range(4)]
         return [*token_detail.show(generation, event.index), event.index]
 
-    strip.select(select, state, [*detail, selected], show_progress="hidden", **QUICK)
+    strip.select(select, state, [*detail, selected], show_progress="hidden", **controls.QUIET)
 
     def restore(request: gr.Request):
         """A link's prompt, seed and settings into the page."""
@@ -203,10 +202,10 @@ def build(demo, model, tokenizer, first: Generation):
         except ValueError as error:
             raise controls.refusal(error) from error
 
-    linked = demo.load(restore, None, [prompt, *inputs], **QUICK).success(run_linked, None, **options)
+    linked = demo.load(restore, None, [prompt, *inputs], **controls.QUIET).success(run_linked, None, **options)
 
     def shown_linked(request: gr.Request, generation):
         return shown(generation) if "prompt" in request.query_params else [gr.skip() for _ in range(6)]
 
-    linked.then(shown_linked, state, [*detail, along, table, selected], **QUICK)
+    linked.then(shown_linked, state, [*detail, along, table, selected], **controls.QUIET)
     return state, [*events, linked]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import gradio as gr
 
 from deepseek.trace import Trace, trace
-from deepseek.ui.controls import refusal
+from deepseek.ui.controls import QUIET, refusal
 from deepseek.ui.playground import MODEL
 
 
@@ -58,4 +58,4 @@ def connect(view: View, tab: gr.Tab, text: str, generation: gr.State, ended: lis
     for choice in view.choices:
         choice.release(always, inputs, outputs, **options)
     for event in ended:
-        event.then(lambda generation: generation.text, generation, view.box, api_visibility="private", queue=False)
+        event.then(lambda generation: generation.text, generation, view.box, **QUIET)
