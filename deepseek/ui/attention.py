@@ -2,14 +2,14 @@
 
 import gradio as gr
 
-from deepseek import plots
+from deepseek.plots.attention import attention_heads, attention_map
 from deepseek.ui.subject import View, look, subject_box
 
 
 def draw(trace, layer: int, head: int):
     """(one head large, all heads of the layer small) of a Trace."""
     weights = trace.attention(layer).cpu()
-    return plots.attention_map(trace.tokens, weights[head], f"layer {layer}, head {head}"), plots.attention_heads(
+    return attention_map(trace.tokens, weights[head], f"layer {layer}, head {head}"), attention_heads(
         weights, trace.tokens
     )
 

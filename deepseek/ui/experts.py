@@ -2,7 +2,8 @@
 
 import gradio as gr
 
-from deepseek import balance, plots
+from deepseek import balance
+from deepseek.plots.routing import expert_load, expert_map
 from deepseek.ui.strip import token_strip, traced_lines
 from deepseek.ui.subject import View, look, subject_box
 
@@ -19,7 +20,7 @@ def draw(trace):
         f"{len(trace.ids)} tokens · least even: layer {layers[worst]}, whose busiest expert has "
         f"{1 + float(balance.max_violation(counts[worst])):.1f} × an even share"
     )
-    return traced_lines(trace), plots.expert_map(trace.tokens, trace.routing), plots.expert_load(shares, layers), note
+    return traced_lines(trace), expert_map(trace.tokens, trace.routing), expert_load(shares, layers), note
 
 
 def build(model, tokenizer, text: str, first) -> View:

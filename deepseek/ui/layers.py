@@ -2,7 +2,7 @@
 
 import gradio as gr
 
-from deepseek import plots
+from deepseek.plots.lens import lens_map
 from deepseek.ui.controls import refusal
 from deepseek.ui.subject import View, look, subject_box
 
@@ -19,7 +19,7 @@ def draw(trace):
     note = (
         f"{len(first)} tokens · for {early:.0%} of them some layer before the last already has the model's answer first"
     )
-    return plots.lens_map(trace.tokens, lens), note
+    return lens_map(trace.tokens, lens), note
 
 
 def build(model, tokenizer, text: str, first) -> View:

@@ -6,8 +6,8 @@ from dataclasses import asdict, replace
 
 import gradio as gr
 
-from deepseek import plots
 from deepseek.engine import TokenTrace, stream
+from deepseek.plots.sampling import along_the_text
 from deepseek.sampling import SamplingParams
 from deepseek.trace import routers
 from deepseek.ui import controls, keep, token_detail
@@ -115,7 +115,7 @@ def build(demo, model, tokenizer, first: Generation):
             back = gr.Button("Back to the text before the branch", size="sm", visible=False)
             detail = token_detail.build(first)
             with gr.Accordion("entropy and temperature along the text", open=False):
-                along = gr.Plot(plots.along_the_text(first.tokens), show_label=False, elem_classes="wide")
+                along = gr.Plot(along_the_text(first.tokens), show_label=False, elem_classes="wide")
             with gr.Accordion("the text as a table", open=False):
                 table = gr.Dataframe(token_detail.rows(first), headers=token_detail.HEADERS, interactive=False)
         with gr.Column(scale=2, min_width=300):
@@ -129,7 +129,7 @@ def build(demo, model, tokenizer, first: Generation):
         index = max(generation.forced, default=0)
         return [
             *token_detail.show(generation, index),
-            plots.along_the_text(generation.tokens),
+            along_the_text(generation.tokens),
             token_detail.rows(generation),
             index,
         ]

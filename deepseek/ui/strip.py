@@ -6,7 +6,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from deepseek.plots import EXPERT_COLOURS
+from deepseek.plots.style import EXPERT_COLOURS
 
 SCRIPT = (Path(__file__).parents[2] / "assets" / "strip.js").read_text()
 

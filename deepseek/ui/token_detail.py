@@ -5,7 +5,8 @@ from pathlib import Path
 
 import gradio as gr
 
-from deepseek import plots
+from deepseek.plots.sampling import funnel
+from deepseek.plots.style import visible
 
 HEADERS = ["", "token", "probability", "rank", "entropy", "temperature", "layer:experts"]
 SCRIPT = (Path(__file__).parents[2] / "assets" / "candidates.js").read_text()
@@ -39,7 +40,7 @@ def rows(generation) -> list[list]:
     return [
         [
             place,
-            plots.visible(token.text),
+            visible(token.text),
             f"{token.probability:.1%}",
             token.rank,
             f"{token.entropy:.2f}",
@@ -57,7 +58,7 @@ def table(token) -> str:
     rows = [
         {
             "id": candidate.id,
-            "text": plots.visible(candidate.text),
+            "text": visible(candidate.text),
             "model": f"{candidate.probabilities[0]:.2%}",
             "sampler": f"{candidate.probabilities[-1]:.2%}" if candidate.probabilities[-1] else "",
             "removed_by": candidate.removed_by,
@@ -72,7 +73,7 @@ def show(generation, index: int):
     """(heading, funnel, table) of one token of a generation, or of its last if it has fewer."""
     index = min(index, len(generation.tokens) - 1)
     token = generation.tokens[index]
-    return heading(generation, index), plots.funnel(token), table(token)
+    return heading(generation, index), funnel(token), table(token)
 
 
 def build(generation):

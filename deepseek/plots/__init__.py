@@ -1,0 +1,1 @@
+"""Records -> plotly figures: pure functions, a file a subject."""
