@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from deepseek.decode import Decoder
 from deepseek.model import DeepseekV3ForCausalLM, LatentCache
 from deepseek.sampling import LONGEST_STOP, Context, SamplingParams, apply, entropy
 from deepseek.text import TextStream, prompt_ids
@@ -88,12 +89,14 @@ def stream(
     generator = torch.Generator()
     seed = generator.seed() if params.seed is None else params.seed
     room = min(params.max_new_tokens, limit - len(ids)) if limit else params.max_new_tokens
-    cache = LatentCache(model.config, len(ids) + room) if isinstance(model, DeepseekV3ForCausalLM) else None
+    cache = decoder = None
+    if isinstance(model, DeepseekV3ForCausalLM):
+        cache, decoder = LatentCache(model.config, len(ids) + room), Decoder(model)
     ends = model.generation_config.eos_token_id
     ends = {ends} if isinstance(ends, int) else set(ends or [])
     text, tail = TextStream(tokenizer), ""
     context = Context(ids, [])
-    logits_V, cache, _ = _forward(model, ids, cache)
+    logits_V, cache, _ = _forward(model, ids, cache, None)
     while len(context.output) < room:
         began = time.perf_counter()
         position = len(ids) + len(context.output)
@@ -112,7 +115,7 @@ def stream(
             finish = "length" if room == params.max_new_tokens else "context full"
         experts = {}
         if record or not finish:
-            logits_V, cache, experts = _forward(model, [token], cache)
+            logits_V, cache, experts = _forward(model, [token], cache, decoder)
         yield TokenTrace(
             id=token,
             text=chunk + text.end() if finish else chunk,
@@ -127,16 +130,20 @@ def stream(
 
 
 @torch.inference_mode()
-def _forward(model, ids: list[int], cache):
+def _forward(model, ids: list[int], cache, decoder: Decoder | None):
     """Logits (vocabulary,) in float32 after the last of `ids`, the grown cache, and that token's experts by layer."""
     with recorded_routing(model) as record:
-        tokens = torch.tensor([ids], device=model.device)
-        output = model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        if decoder:
+            logits_V = decoder(ids[0], cache)
+        else:
+            tokens = torch.tensor([ids], device=model.device)
+            output = model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            logits_V, cache = output.logits[0, -1].float(), output.past_key_values
     experts = {}
     for layer, (weights, indices, _) in record.items():
         weights, indices = strongest_first(weights[-1:], indices[-1:])
         experts[layer] = list(zip(indices[0].tolist(), weights[0].tolist()))
-    return output.logits[0, -1].float().cpu(), output.past_key_values, experts
+    return logits_V.cpu(), cache, experts
 
 
 @torch.inference_mode()

@@ -15,13 +15,15 @@ LAYERS = [
     {"ui"},
     {"generate", "bench"},
     {"plots", "runs", "record"},
-    {"engine"},
-    {"trace"},
+    {"engine", "intervene", "routing"},
     {"train"},
-    {"evaluate", "sampling", "text"},
-    {"checkpoint", "data"},
+    {"settings"},
+    {"observe"},
+    {"trace"},
+    {"decode", "evaluate", "parallel", "sampling", "text"},
+    {"checkpoint", "data", "process"},
     {"model"},
-    {"balance", "config"},
+    {"balance", "config", "history", "sources"},
 ]
 DEPTH = {module: depth for depth, layer in enumerate(LAYERS) for module in layer}
 
@@ -50,7 +52,7 @@ def test_a_heavy_library_is_imported_in_its_one_place(file):
     used = {name.split(".")[0] for name in imports(file)}
     assert "gradio" not in used or module(file) in ("app", "ui")
     assert "plotly" not in used or module(file) == "plots"
-    assert "datasets" not in used or module(file) == "data"
+    assert "datasets" not in used or module(file) == "sources"
 
 
 @every_file
