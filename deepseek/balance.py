@@ -8,13 +8,15 @@ import math
 import torch
 
 
-def kl_to_uniform(logits_TE: torch.Tensor, mask_T: torch.Tensor | None = None) -> torch.Tensor:
+def kl_to_uniform(logits_TE: torch.Tensor, mask_T: torch.Tensor | None = None, across=None) -> torch.Tensor:
     """KL(P || U) of one router, a scalar in [0, log E] nats.
 
     P is the mean over tokens of the router's sigmoid scores, each normalised to sum 1: the soft share of each
     expert. KL(P || U) = sum_i P_i log(E P_i). `mask_T` is 0 for padding, which is left out of the mean.
     It sees soft scores, not counts: equal soft shares can still send every token to one expert, which is why
     `bias_step` exists beside it.
+    Where the batch lies on several processes, `across` makes the mean over all of them from the mean of each: KL is
+    not linear in P, so a mean of their KLs would be another loss.
     """
     scores_TE = logits_TE.float().sigmoid()
     shares_TE = scores_TE / scores_TE.sum(-1, keepdim=True)
@@ -23,12 +25,14 @@ def kl_to_uniform(logits_TE: torch.Tensor, mask_T: torch.Tensor | None = None) -
     else:
         weight_T1 = mask_T.to(shares_TE).unsqueeze(-1)
         mean_E = (shares_TE * weight_T1).sum(0) / weight_T1.sum().clamp(min=1)
+    if across is not None:
+        mean_E = across(mean_E)
     return torch.xlogy(mean_E, mean_E).sum() + math.log(len(mean_E))
 
 
-def balancing_loss(router_logits, mask_T: torch.Tensor | None = None) -> torch.Tensor:
+def balancing_loss(router_logits, mask_T: torch.Tensor | None = None, across=None) -> torch.Tensor:
     """`kl_to_uniform` averaged over the MoE layers; `router_logits` is one (T, E) tensor a layer."""
-    return torch.stack([kl_to_uniform(logits_TE, mask_T) for logits_TE in router_logits]).mean()
+    return torch.stack([kl_to_uniform(logits_TE, mask_T, across) for logits_TE in router_logits]).mean()
 
 
 def expert_counts(indices_TK: torch.Tensor, experts: int, mask_T: torch.Tensor | None = None) -> torch.Tensor:

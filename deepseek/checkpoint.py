@@ -11,29 +11,44 @@ import math
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import torch
+from huggingface_hub import get_safetensors_metadata, snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    NotASafetensorsRepoError,
+    SafetensorsParsingError,
+)
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from deepseek.model import DeepseekV3ForCausalLM
 
+HUB_FILES = ["*.json", "model*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
 MANIFEST = "manifest.json"
 STAGING = ".staging"
+CGROUP = Path("/sys/fs/cgroup")
+CONTAINER = [  # files with a container's limit and use of memory, by the version of control groups
+    (CGROUP / "memory.max", CGROUP / "memory.current"),
+    (CGROUP / "memory/memory.limit_in_bytes", CGROUP / "memory/memory.usage_in_bytes"),
+]
 
 
 class CheckpointError(ValueError):
     """A folder or Hub id that cannot be opened; the message is one sentence that says why."""
 
 
-def load(path, dtype: torch.dtype | None = None):
+def load(path, dtype: torch.dtype | None = None, most: int | None = None):
     """Opens a folder or a Hub id; returns (model in eval mode, tokenizer or None where the folder has none).
 
     Only safetensors weights are read and no code of the checkpoint is ever run. A DeepSeek-V3 checkpoint opens in this
     package's own model, anything else in transformers' class for it. `dtype` defaults to bfloat16 where the
-    processor computes in it and float32 elsewhere. Raises CheckpointError.
+    processor computes in it and float32 elsewhere. What needs more memory than is free, or than `most` bytes, is
+    refused before anything of it is read or downloaded. Raises CheckpointError.
     """
     path = str(path)
     folder = Path(path)
@@ -47,12 +62,13 @@ def load(path, dtype: torch.dtype | None = None):
     transformers_logging.disable_progress_bar()
     dtype = dtype or preferred_dtype()
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        if not folder.is_dir():
+            folder = _downloaded(path, dtype, most)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         kind = DeepseekV3ForCausalLM if config.model_type == "deepseek_v3" else AutoModelForCausalLM
-        if folder.is_dir():
-            _check_size(folder, config, kind, dtype)
+        _check_size(path, folder, config, kind, dtype, most)
         model, info = kind.from_pretrained(
-            path,
+            folder,
             config=config,
             dtype=dtype,
             use_safetensors=True,
@@ -72,12 +88,37 @@ def load(path, dtype: torch.dtype | None = None):
     if info["missing_keys"]:
         raise CheckpointError(f"checkpoint {path!r} lacks the tensor {sorted(info['missing_keys'])[0]!r}.")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception:  # no tokenizer in the folder, or one of a kind that needs more than this package
         tokenizer = None
     if tokenizer is not None and not tokenizer.vocab_size:  # what transformers makes of no files for some models
         tokenizer = None
+    model.name_or_path = path
     return model.eval(), tokenizer
+
+
+def _downloaded(path: str, dtype: torch.dtype, most: int | None) -> Path:
+    """The folder on this machine with the files of a Hub id, fetched if they are not here yet.
+
+    Only weights as safetensors and text files are fetched, after the headers of the weights have told their size.
+    """
+    try:
+        sizes = get_safetensors_metadata(path).parameter_count
+    except NotASafetensorsRepoError as error:
+        raise CheckpointError(
+            f"checkpoint {path!r} has no .safetensors file; other weight formats are not opened."
+        ) from error
+    except (HfHubHTTPError, SafetensorsParsingError):  # the Hub's own answer: no such model, or not for everyone
+        raise
+    except Exception as error:  # offline by choice or not, which the HTTP libraries tell in errors of their own
+        try:
+            return Path(snapshot_download(path, local_files_only=True))
+        except LocalEntryNotFoundError:
+            raise CheckpointError(
+                f"checkpoint {path!r} is not on this machine, and the Hub is out of reach: {_first_line(error)}"
+            ) from error
+    _check_memory(path, sum(sizes.values()) * dtype.itemsize, most)
+    return Path(snapshot_download(path, allow_patterns=HUB_FILES))
 
 
 def preferred_dtype() -> torch.dtype:
@@ -86,38 +127,59 @@ def preferred_dtype() -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def _check_size(folder: Path, config, kind, dtype: torch.dtype) -> None:
+def _check_size(path: str, folder: Path, config, kind, dtype: torch.dtype, most: int | None) -> None:
     """Refuses weights that config.json does not describe, or that memory cannot hold, before any is allocated."""
-    held, names = 0, 0
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (not a dict)
-                held += math.prod(tensors.get_slice(name).get_shape())
-                names += 1
+    held, names = numbers_held(folder)
     layers = config.get_text_config().num_hidden_layers
     if layers > names:
-        raise CheckpointError(f"checkpoint {str(folder)!r} has {names} tensors for {layers:,} layers.")
+        raise CheckpointError(f"checkpoint {path!r} has {names} tensors for {layers:,} layers.")
     with torch.device("meta"):
         model = kind._from_config(config) if kind is DeepseekV3ForCausalLM else kind.from_config(config)
     described = sum(parameter.numel() for parameter in model.parameters())
     if described > 2 * held:
         raise CheckpointError(
-            f"checkpoint {str(folder)!r} holds {held:,} numbers where its config.json describes {described:,}."
+            f"checkpoint {path!r} holds {held:,} numbers where its config.json describes {described:,}."
         )
-    needed, free = described * dtype.itemsize, free_memory()
-    if free is not None and needed > free:
-        raise CheckpointError(
-            f"checkpoint {str(folder)!r} needs {needed / 2**30:.1f} GiB of memory; {free / 2**30:.1f} GiB are free."
-        )
+    _check_memory(path, described * dtype.itemsize, most)
+
+
+def _check_memory(path: str, needed: int, most: int | None) -> None:
+    """Refuses `needed` bytes where fewer are free, or more than `most` of them."""
+    free = free_memory()
+    for limit, state in ((free, "are free"), (most, "are allowed here")):
+        if limit is not None and needed > limit:
+            raise CheckpointError(
+                f"checkpoint {path!r} needs {needed / 2**30:.1f} GiB of memory; {limit / 2**30:.1f} GiB {state}."
+            )
+
+
+def numbers_held(folder: Path) -> tuple[int, int]:
+    """(numbers, tensors) in the weight files of a folder, read from their headers."""
+    numbers, names = 0, 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  (not a dict)
+                numbers += math.prod(tensors.get_slice(name).get_shape())
+                names += 1
+    return numbers, names
 
 
 def free_memory() -> int | None:
-    """Bytes that a new program can have, None where the system does not tell (it is read from /proc/meminfo)."""
+    """Bytes that a new program can have: of the machine, or of the container's limit where that leaves less.
+
+    None where the system does not tell.
+    """
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError):
         return None
+    for limit, used in CONTAINER:
+        with suppress(OSError, ValueError):  # no such file, or no limit
+            stat = dict(line.split() for line in (limit.parent / "memory.stat").read_text().splitlines())
+            cached = int(stat["inactive_file"]) + int(stat["active_file"])  # given back when it is asked for
+            free = min(free, int(limit.read_text()) - int(used.read_text()) + cached)
+    return free
 
 
 def _first_line(error: Exception) -> str:
@@ -141,22 +203,32 @@ def export(source, target, dtype: torch.dtype = torch.bfloat16) -> None:
 
 
 def commit(run, step: int, write, keep: int = 2) -> Path:
-    """Makes `run`/step-NNNNNN from what `write(folder)` puts into a folder; then drops all but the newest `keep`."""
+    """Makes `run`/step-NNNNNN from what `write(folder)` puts into a folder; then drops all but the newest `keep`.
+
+    Commits of later steps go too: they are damaged ones, behind which the run had to go back.
+    """
     run = Path(run)
     staging, target = run / STAGING, run / f"step-{step:06d}"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    write(staging)
-    hashes = {file.name: _sha256(file) for file in sorted(staging.iterdir())}
-    (staging / MANIFEST).write_text(json.dumps(hashes, indent=1))
-    for file in staging.iterdir():
-        _flush(file)
+    try:
+        write(staging)
+        hashes = {file.name: _sha256(file) for file in sorted(staging.iterdir())}
+        (staging / MANIFEST).write_text(json.dumps(hashes, indent=1))
+        for file in staging.iterdir():
+            _flush(file)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)  # a full disk needs the room
+        raise
     _flush(staging)
     shutil.rmtree(target, ignore_errors=True)  # a damaged commit of the same step
     staging.rename(target)
     _flush(run)
-    for old in [path for path in commits(run) if path != target][: 1 - keep or None]:
-        shutil.rmtree(old)
+    made = commits(run)
+    kept = made[: made.index(target) + 1][-keep:]
+    for old in made:
+        if old not in kept:
+            shutil.rmtree(old)
     return target
 
 

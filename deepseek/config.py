@@ -49,6 +49,21 @@ PRESETS = {
         vocab_size=8192,
         max_position_embeddings=512,
     ),
+    "quick": dict(  # learns to write sentences within minutes on two cores
+        num_hidden_layers=3,
+        hidden_size=192,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        q_lora_rank=96,
+        kv_lora_rank=48,
+        qk_nope_head_dim=32,
+        qk_rope_head_dim=16,
+        v_head_dim=32,
+        intermediate_size=512,
+        moe_intermediate_size=128,
+        vocab_size=2048,
+        max_position_embeddings=256,
+    ),
     "tiny": dict(
         num_hidden_layers=2,
         hidden_size=72,
@@ -66,13 +81,19 @@ PRESETS = {
 
 
 def preset(name: str, **changes) -> DeepseekV3Config:
-    """The configuration called `name` ("seed", "demo" or "tiny"), with `changes` to single fields.
+    """The configuration called `name` ("seed", "demo", "quick" or "tiny"), with `changes` to single fields.
 
     Raises ValueError for an unknown name.
     """
     if name not in PRESETS:
         raise ValueError(f"preset is {name!r}; it must be one of {', '.join(PRESETS)}.")
     return DeepseekV3Config(**{**COMMON, **PRESETS[name], **changes})
+
+
+def expert_count(config) -> int:
+    """Routed experts of a layer, whatever the family calls them; 0 for a dense model."""
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    return next((count for count in (getattr(config, name, None) for name in names) if count), 0)
 
 
 def parameter_counts(model) -> tuple[int, int]:
@@ -82,7 +103,7 @@ def parameter_counts(model) -> tuple[int, int]:
     the experts that one token is sent to.
     """
     config = model.config
-    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    experts = expert_count(config)
     share = config.num_experts_per_tok / experts if experts else 1.0
     total, active = 0, 0.0
     for name, parameter in model.named_parameters():
@@ -92,8 +113,15 @@ def parameter_counts(model) -> tuple[int, int]:
     return total, round(active)
 
 
-def cache_numbers(config: DeepseekV3Config) -> tuple[int, int]:
-    """Numbers kept per token and layer: (latent cache, the same heads uncompressed). DeepSeek-V2, section 2.1."""
-    latent = config.kv_lora_rank + config.qk_rope_head_dim
-    full = config.num_attention_heads * (config.qk_nope_head_dim + config.v_head_dim)
-    return latent, full
+def cache_numbers(config) -> tuple[int, int]:
+    """Numbers kept per token and layer: (by this model, as keys and values of the same heads uncompressed).
+
+    DeepSeek-V2, section 2.1. The two are alike for a model that keeps keys and values.
+    """
+    config = config.get_text_config()
+    if getattr(config, "kv_lora_rank", None):
+        full = config.num_attention_heads * (config.qk_nope_head_dim + config.v_head_dim)
+        return config.kv_lora_rank + config.qk_rope_head_dim, full
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * heads * size, 2 * heads * size

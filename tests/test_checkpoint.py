@@ -3,14 +3,19 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
+import types
+from fnmatch import fnmatch
 
 import pytest
 import torch
 import transformers
+from huggingface_hub.errors import LocalEntryNotFoundError, NotASafetensorsRepoError
 from safetensors.torch import load_file
 
-from deepseek.checkpoint import CheckpointError, commit, commits, export, latest, load, preferred_dtype
+from deepseek.checkpoint import CheckpointError, commit, commits, export, free_memory, latest, load, preferred_dtype
 from deepseek.config import preset
 from deepseek.data import encode, learn_tokenizer
 from deepseek.model import DeepseekV3ForCausalLM
@@ -244,7 +249,114 @@ def test_a_config_far_larger_than_its_weights_is_refused_at_once(checkpoint, tmp
     assert time.monotonic() - began < 5
 
 
+# The Hub, whose two functions are replaced: what is asked of it, and what is done with its answers
+
+
+@pytest.fixture
+def hub(saved, monkeypatch):
+    """A Hub whose every model holds 1,000 numbers and is `saved` once downloaded. Gives the list of its downloads."""
+    downloads = []
+
+    def download(path, allow_patterns=None, local_files_only=False):
+        if local_files_only:
+            raise LocalEntryNotFoundError("not here")
+        downloads.append((path, allow_patterns))
+        return str(saved)
+
+    sizes = types.SimpleNamespace(parameter_count={"F32": 600, "BF16": 400})
+    monkeypatch.setattr("deepseek.checkpoint.get_safetensors_metadata", lambda path: sizes)
+    monkeypatch.setattr("deepseek.checkpoint.snapshot_download", download)
+    return downloads
+
+
+def test_a_hub_id_is_downloaded_and_keeps_its_name(hub):
+    model, tokenizer = load("somebody/model")
+    assert type(model) is DeepseekV3ForCausalLM and tokenizer is not None
+    assert model.name_or_path == "somebody/model"
+    (path, patterns), *others = hub
+    assert path == "somebody/model" and not others
+    wanted = lambda name: any(fnmatch(name, pattern) for pattern in patterns)  # noqa: E731
+    assert wanted("model-00001-of-00002.safetensors") and wanted("tokenizer.json")
+    assert not any(
+        map(wanted, ["modeling_evil.py", "pytorch_model.bin", "original/model.safetensors", "x.pt", "x.pkl"])
+    )
+
+
+def test_a_hub_id_too_large_for_memory_is_refused_before_any_download(hub, monkeypatch):
+    monkeypatch.setattr("deepseek.checkpoint.free_memory", lambda: 3 * 2**30)
+    huge = types.SimpleNamespace(parameter_count={"BF16": 5 * 2**29, "I64": 2**29})
+    monkeypatch.setattr("deepseek.checkpoint.get_safetensors_metadata", lambda path: huge)
+    with pytest.raises(CheckpointError, match=r"needs 6\.0 GiB of memory; 3\.0 GiB are free"):
+        load("somebody/huge", torch.bfloat16)
+    with pytest.raises(CheckpointError, match=r"needs .* GiB of memory; 1\.0 GiB are allowed here"):
+        monkeypatch.setattr("deepseek.checkpoint.free_memory", lambda: 2**40)
+        load("somebody/huge", most=2**30)
+    assert not hub
+
+
+def test_a_hub_id_without_safetensors_is_refused_before_any_download(hub, monkeypatch):
+    def none(path):
+        raise NotASafetensorsRepoError("none")
+
+    monkeypatch.setattr("deepseek.checkpoint.get_safetensors_metadata", none)
+    assert "no .safetensors file" in assert_refused("somebody/pickles")
+    assert not hub
+
+
+def test_without_a_network_what_was_downloaded_before_opens(hub, saved, monkeypatch):
+    def unreachable(path):
+        raise OSError("no route")
+
+    monkeypatch.setattr("deepseek.checkpoint.get_safetensors_metadata", unreachable)
+    assert "not on this machine, and the Hub is out of reach: no route" in assert_refused("somebody/model")
+    monkeypatch.setattr("deepseek.checkpoint.snapshot_download", lambda path, local_files_only: str(saved))
+    assert load("somebody/model")[0].name_or_path == "somebody/model"
+
+
+def test_offline_mode_gives_one_sentence_at_once(tmp_path):
+    """The library itself, in a process of its own as it reads the setting when imported."""
+    code = "import time, deepseek, sys; began = time.monotonic()\ntry: deepseek.load('somebody/model')\n"
+    code += "except ValueError as error: print(time.monotonic() - began, error)"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    output = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True).stdout
+    seconds, _, message = output.partition(" ")
+    assert float(seconds) < 2
+    assert message.startswith("checkpoint 'somebody/model' is not on this machine, and the Hub is out of reach")
+
+
 def test_what_memory_cannot_hold_is_refused_with_both_numbers(checkpoint, monkeypatch):
     monkeypatch.setattr("deepseek.checkpoint.free_memory", lambda: 1000)
     with pytest.raises(CheckpointError, match=r"needs .* GiB of memory; .* GiB are free"):
         load(checkpoint)
+
+
+def test_free_memory_is_that_of_the_container(tmp_path, monkeypatch):
+    limit, used = tmp_path / "memory.max", tmp_path / "memory.current"
+    monkeypatch.setattr("deepseek.checkpoint.CONTAINER", [(limit, used)])
+    machine = free_memory()
+    assert machine > 2**27
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 300\nactive_file 20\n")
+    limit.write_text("max\n")
+    used.write_text("1000\n")
+    assert free_memory() == pytest.approx(machine, rel=0.5)
+    limit.write_text("5000\n")
+    assert free_memory() == 5000 - 1000 + 320
+
+
+def test_a_failing_write_gives_its_room_back(tmp_path):
+    def fail(folder):
+        write(folder)
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        commit(tmp_path, 200, fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_commit_drops_the_damaged_ones_that_the_run_went_back_behind(tmp_path):
+    for step in (10, 20, 30):
+        commit(tmp_path, step, write, keep=2)
+    flip_a_bit(tmp_path / "step-000030")
+    assert latest(tmp_path).name == "step-000020"
+    commit(tmp_path, 25, write, keep=2)
+    assert [path.name for path in commits(tmp_path)] == ["step-000020", "step-000025"]

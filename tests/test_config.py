@@ -43,5 +43,5 @@ def test_changes_apply_to_one_configuration_only():
 
 
 def test_an_unknown_preset_is_named():
-    with pytest.raises(ValueError, match="'giant'.*seed, demo, tiny"):
+    with pytest.raises(ValueError, match="'giant'.*seed, demo, quick, tiny"):
         preset("giant")

@@ -1,6 +1,7 @@
 """Training runs: they learn, they can be cut anywhere and go on, and they stop rather than train on nothing."""
 
 import contextlib
+import functools
 import itertools
 import json
 import math
@@ -17,8 +18,10 @@ import transformers
 from safetensors.torch import load_file
 
 from deepseek.checkpoint import commits, latest, load
+from deepseek.data import DataError
 from deepseek.model import DeepseekV3ForCausalLM
-from deepseek.train import SAMPLE_PROMPTS, TrainConfig, TrainingError, learning_rate, train
+from deepseek.observe import SAMPLE_PROMPTS
+from deepseek.train import TrainConfig, TrainingError, learning_rate, train
 
 ROOT = Path(__file__).parents[1]
 STEPS = 20
@@ -35,7 +38,7 @@ def config(stories, tmp_path):
 
 def settings(stories, root, **changes):
     small = dict(preset="tiny", context=32, batch_size=4, steps=STEPS, warmup=3, lr=5e-3, checkpoint_every=5)
-    quiet = dict(valid_every=0, sample_every=0)
+    quiet = dict(valid_every=0, sample_every=0, probe="")
     return TrainConfig(**{"root": str(root), "data": [stories], **small, **quiet, **changes})
 
 
@@ -154,7 +157,8 @@ def test_validation_and_samples_come_when_they_are_due(config):
     assert [sample["prompt"] for sample in second.samples] == SAMPLE_PROMPTS
     assert all(sample["text"].startswith(sample["prompt"]) for sample in second.samples)
     lines = [json.loads(line) for line in (config.run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 1, 2, 2]
+    assert [line["step"] for line in lines] == [1, 1, 2, 2, 2]
+    assert lines[4]["samples"] == second.samples
     assert set(lines[1]) == {"step", "val_loss", "val_bits_per_byte"}
 
 
@@ -181,6 +185,21 @@ def test_a_number_that_is_not_finite_ends_the_run_and_names_its_tensor(config, w
     assert commits(config.run) == [] and "NaN" not in (config.run / "metrics.jsonl").read_text()
 
 
+def test_a_gradient_that_fp16_cannot_hold_is_null_in_the_metrics(config, monkeypatch):
+    monkeypatch.setattr(torch.amp, "GradScaler", functools.partial(torch.amp.GradScaler, init_scale=2.0**100))
+    config = config(precision="fp16", steps=2)
+    steps = list(train(config))
+    lines = (config.run / "metrics.jsonl").read_text().splitlines()
+    assert not math.isfinite(steps[0].grad_norm) and not math.isfinite(steps[1].grad_norm)
+    assert [json.loads(line, parse_constant=pytest.fail)["grad_norm"] for line in lines] == [None, None]
+
+
+def test_validation_text_that_is_empty_is_refused(config, tmp_path):
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(DataError, match="empty.txt' holds no text to validate on"):
+        next(train(config(valid=[str(tmp_path / "empty.txt")], valid_every=1)))
+
+
 def test_a_checkpoint_can_be_trained_on(config, whole):
     step = next(train(config(start_from=str(latest(whole[0].run)))))
     assert step.loss < whole[1][0].loss - 0.5 and step.step == 1
@@ -193,8 +212,9 @@ def test_learning_rate_warms_up_and_then_falls_or_stays(config):
     cosine, constant = (config(lr=0.1, warmup=10, steps=110, schedule=name) for name in ("cosine", "constant"))
     assert [learning_rate(cosine, step) for step in (1, 5, 10)] == pytest.approx([0.01, 0.05, 0.1])
     assert [learning_rate(cosine, step) for step in (35, 60, 110)] == pytest.approx(
-        [0.1 * (1 + math.cos(math.pi * done)) / 2 for done in (0.25, 0.5, 1)]
+        [0.1 * (1 + math.cos(math.pi * done)) / 2 for done in (25 / 101, 50 / 101, 100 / 101)]
     )
+    assert learning_rate(cosine, 110) > 0, "the last step moves the weights too"
     assert {learning_rate(constant, step) for step in range(10, 111)} == {0.1}
     assert learning_rate(config(warmup=0), 1) > 0
 
@@ -203,6 +223,14 @@ def test_learning_rate_warms_up_and_then_falls_or_stays(config):
     "change, label",
     [
         (dict(steps=0), "steps is 0"),
+        (dict(steps=2.5), "steps is 2.5; it must be a whole number from 1 to 10000000"),
+        (dict(steps=True), "steps is True"),
+        (dict(lr="fast"), "lr is 'fast'; it must be a number from 0 to 1"),
+        (dict(shard="yes"), "shard is 'yes'; it must be true or false"),
+        (dict(data="a.txt"), "data is 'a.txt'; it must be a list"),
+        (dict(data=[3]), "data is 3; it must be text"),
+        (dict(shares=["1"]), "shares is '1'; it must be a number"),
+        (dict(name=7), "name is 7; it must be text"),
         (dict(lr=math.nan), "lr is nan"),
         (dict(lr=-1.0), "lr is -1.0"),
         (dict(batch_size="8"), "batch-size is '8'"),
