@@ -6,21 +6,28 @@ import weakref
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
+from transformers import DynamicCache
 
+from deepseek.config import cache_numbers
 from deepseek.text import prompt_ids, token_texts
+
+MOST_ATTENTION = 512  # tokens whose attention is computed at once; of more the caller takes a range
 
 
 @dataclass
 class Routing:
-    """Experts of one MoE layer: `indices` (tokens, K) and `weights` (tokens, K), the most heavily weighted first."""
+    """Experts of one MoE layer: `indices` (tokens, K) and `weights` (tokens, K), the most heavily weighted first.
+
+    `scores` (tokens, experts) are the router's of all experts, as `router_scores` has them.
+    """
 
     layer: int
     experts: int
     indices: torch.Tensor
     weights: torch.Tensor
+    scores: torch.Tensor
 
 
 @dataclass
@@ -41,6 +48,22 @@ class Lens:
 
 
 @dataclass
+class Cache:
+    """What attention keeps of the tokens it has read, and how large the latents in it are.
+
+    Sizes are Euclidean norms of c_kv, (layers, tokens) float32, None for a model that has no latents: `raw` as it comes
+    out of W_DKV, `kept` after the RMSNorm that follows, which is what lies in the cache.
+    """
+
+    bytes: int  # of one token, in all layers
+    uncompressed: (
+        int  # of one token if keys and values of the same heads were kept; the same for a model that does that
+    )
+    raw: torch.Tensor | None = None
+    kept: torch.Tensor | None = None
+
+
+@dataclass
 class Trace:
     """A text seen through a model. `routing` has one entry a MoE layer, none for a dense model."""
 
@@ -50,12 +73,35 @@ class Trace:
     probabilities: list[float | None]  # of each token given those before it; None for the first
     _model: object = field(repr=False)
     _tokenizer: object = field(repr=False)
+    _hidden: tuple = field(repr=False)  # into every layer, then the last one's normed output; each (1, tokens, width)
+    _answers: tuple = field(repr=False)  # the most likely next tokens (tokens,), and their probabilities
+    _attentions: dict = field(default_factory=dict, init=False, repr=False)
 
-    def attention(self, layer: int) -> torch.Tensor:
-        """Attention weights of one layer, float32 (heads, tokens, tokens): row i is what token i looked at."""
-        if not 0 <= layer < len(self._attentions):
-            raise ValueError(f"layer is {layer}; it must be from 0 to {len(self._attentions) - 1}.")
-        return self._attentions[layer][0].float()
+    def attention(self, layer: int, first: int = 0, last: int | None = None) -> torch.Tensor:
+        """Attention weights of one layer, float32 (heads, last - first, last): what tokens first to last - 1 looked at.
+
+        Of all tokens unless told. Raises ValueError for a layer or a range that is not there, or one of more than
+        MOST_ATTENTION tokens.
+        """
+        last = len(self.ids) if last is None else last
+        if not 0 <= layer < self._model.config.num_hidden_layers:
+            raise ValueError(f"layer is {layer}; it must be from 0 to {self._model.config.num_hidden_layers - 1}.")
+        if not 0 <= first < last <= len(self.ids):
+            raise ValueError(f"tokens are {first} to {last}; they must be a range within 0 to {len(self.ids)}.")
+        if last - first > MOST_ATTENTION:
+            raise ValueError(f"tokens are {first} to {last}; their attention is computed for {MOST_ATTENTION} at most.")
+        if (first, last) not in self._attentions:
+            self._attentions = {(first, last): self._attend(first, last)}  # one range at a time: they are large
+        return self._attentions[first, last][layer][0].float()
+
+    @torch.inference_mode()
+    def _attend(self, first: int, last: int) -> tuple:
+        """Attention weights of every layer for a range of tokens; those before it are only read into the cache."""
+        ids, cache = torch.tensor([self.ids], device=self._model.device), DynamicCache()
+        if first:
+            self._model(ids[:, :first], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        options = dict(past_key_values=cache, use_cache=True, logits_to_keep=1, output_attentions=True)
+        return eager_twin(self._model)(ids[:, first:last], **options).attentions
 
     @torch.inference_mode()
     def lens(self) -> Lens:
@@ -64,23 +110,27 @@ class Trace:
         norm = getattr(getattr(model, model.base_model_prefix), "norm", None)
         if norm is None:
             raise ValueError(f"{type(model).__name__} has no final norm under the name it is looked for, `norm`.")
-        output = model(torch.tensor([self.ids], device=model.device), use_cache=False, output_hidden_states=True)
-        *inner, _ = output.hidden_states
         head = model.get_output_embeddings()
-        choices, probabilities = [], []
-        for logits in (*(head(norm(hidden))[0] for hidden in inner), output.logits[0]):
-            best = logits.float().softmax(-1).max(-1)
-            choices.append(best.indices)
-            probabilities.append(best.values)
-        choices = torch.stack(choices).cpu()
-        texts = [[self._tokenizer.decode([token]) for token in row] for row in choices.tolist()]
-        return Lens(choices, torch.stack(probabilities).cpu(), texts)
+        answers = [most_likely(head(norm(hidden))[0]) for hidden in self._hidden[:-1]] + [self._answers]
+        choices, probabilities = (torch.stack(rows).cpu() for rows in zip(*answers))
+        texts = {token: self._tokenizer.decode([token]) for token in choices.unique().tolist()}
+        return Lens(choices, probabilities, [[texts[token] for token in row] for row in choices.tolist()])
 
-    @cached_property
-    def _attentions(self):
-        with torch.inference_mode():
-            ids = torch.tensor([self.ids], device=self._model.device)
-            return eager_twin(self._model)(ids, output_attentions=True, use_cache=False).attentions
+    @torch.inference_mode()
+    def cache(self) -> Cache:
+        """Bytes that the cache takes for a token, and the norms of this text's latents."""
+        model = self._model
+        token = model.dtype.itemsize * model.config.num_hidden_layers
+        kept, uncompressed = (numbers * token for numbers in cache_numbers(model.config))
+        if not getattr(model.config, "kv_lora_rank", None):
+            return Cache(kept, uncompressed)
+        raw, normed = [], []
+        for layer, hidden in zip(getattr(model, model.base_model_prefix).layers, self._hidden):
+            attention = layer.self_attn
+            latent = attention.kv_a_proj_with_mqa(layer.input_layernorm(hidden))[0, :, : model.config.kv_lora_rank]
+            raw.append(latent.float().norm(dim=-1))
+            normed.append(attention.kv_a_layernorm(latent).float().norm(dim=-1))
+        return Cache(kept, uncompressed, torch.stack(raw).cpu(), torch.stack(normed).cpu())
 
 
 _recorder: ContextVar[dict | None] = ContextVar("routing", default=None)
@@ -101,9 +151,17 @@ def routers(model) -> dict:
     return {next(int(part) for part in parts if part.isdigit()): module for parts, module in named}
 
 
+def router_scores(router, logits):
+    """What a router weighs its experts by, (tokens, experts) float32, each from 0 to 1.
+
+    Sigmoids where it has a correction bias, as DeepSeek-V3's, which chooses and does not weigh; else a softmax.
+    """
+    return logits.float().sigmoid() if hasattr(router, "e_score_correction_bias") else logits.float().softmax(-1)
+
+
 @contextmanager
 def recorded_routing(model):
-    """Within it, every router that runs in this thread leaves (weights, indices) in the dict that it yields, by layer.
+    """Within it, every router that runs in this thread leaves (weights, indices, logits) in the dict it yields, by layer.
 
     The hooks are set once a model and see only the recorder of their own thread, so texts traced at once never mix.
     """
@@ -123,7 +181,7 @@ def _keep(layer: int, output) -> None:
     record = _recorder.get()
     if record is not None:
         logits, weights, indices = output
-        record[layer] = (weights, indices, logits.shape[-1])
+        record[layer] = (weights, indices, logits)
 
 
 def strongest_first(weights, indices):
@@ -142,6 +200,12 @@ def eager_twin(model):
     return _twins[model]
 
 
+def most_likely(logits) -> tuple[torch.Tensor, torch.Tensor]:
+    """(token ids, probabilities), both (tokens,), of logits (tokens, vocabulary)."""
+    highest, choices = logits.float().max(-1)
+    return choices, (highest - logits.float().logsumexp(-1)).exp()
+
+
 def context_length(model) -> int | None:
     """Tokens that the model was made to read."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -152,10 +216,15 @@ def trace(model, tokenizer, text) -> Trace:
     """One pass over `text` (or a list of ids). Raises ValueError for an empty text or one past the model's context."""
     ids = prompt_ids(tokenizer, text, context_length(model), room=0, what="text")
     with recorded_routing(model) as record:
-        logits = model(torch.tensor([ids], device=model.device), use_cache=False).logits[0]
-    routing = []
-    for layer, (weights, indices, experts) in sorted(record.items()):
+        output = model(torch.tensor([ids], device=model.device), use_cache=False, output_hidden_states=True)
+    logits = output.logits[0].float()
+    routing, router = [], routers(model)
+    for layer, (weights, indices, router_logits) in sorted(record.items()):
         weights, indices = strongest_first(weights, indices)
-        routing.append(Routing(layer, experts, indices, weights))
-    chosen = logits[:-1].float().softmax(-1).gather(1, torch.tensor(ids[1:], device=logits.device)[:, None])
-    return Trace(ids, token_texts(tokenizer, ids), routing, [None, *chosen[:, 0].tolist()], model, tokenizer)
+        scores = router_scores(router[layer], router_logits)
+        routing.append(Routing(layer, scores.shape[-1], indices, weights, scores))
+    following = torch.tensor(ids[1:], device=logits.device)[:, None]
+    chosen = (logits[:-1].gather(1, following)[:, 0] - logits[:-1].logsumexp(-1)).exp()
+    probabilities = [None, *chosen.tolist()]
+    seen = output.hidden_states, most_likely(logits)
+    return Trace(ids, token_texts(tokenizer, ids), routing, probabilities, model, tokenizer, *seen)

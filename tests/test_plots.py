@@ -6,9 +6,12 @@ import torch
 
 from deepseek import SamplingParams, stream, trace
 from deepseek.balance import expert_counts, load_shares
-from deepseek.plots.attention import attention_heads, attention_map
+from deepseek.plots.attention import attention_map, attention_received, attention_small
+from deepseek.plots.cache import cache_bytes, latent_norms
+from deepseek.plots.kinds import divergence_bars, load_by_text
 from deepseek.plots.lens import lens_map
-from deepseek.plots.routing import expert_load, expert_map
+from deepseek.plots.longer import MOST_BANDS, co_firing, favourite_tokens, flow
+from deepseek.plots.routing import balance, expert_load, expert_map, loss_change, token_path
 from deepseek.plots.sampling import along_the_text, funnel
 from deepseek.plots.style import expert_colour, label
 
@@ -48,19 +51,119 @@ def test_expert_load_is_the_share_of_the_assignments(seen):
             assert value == pytest.approx(int(count[expert]) / int(count.sum()), abs=1e-4)
 
 
+def test_the_path_of_a_token_is_its_experts_and_weights_layer_by_layer(seen):
+    for index in (0, 5, len(seen.tokens) - 1):
+        figure = token_path(seen.tokens[index], index, seen.routing)
+        for place, line in enumerate(figure.data):
+            assert list(line.x) == [f"layer {layer.layer}" for layer in seen.routing]
+            assert list(line.y) == [int(layer.indices[index, place]) for layer in seen.routing]
+            weights = [float(layer.weights[index, place]) for layer in seen.routing]
+            assert list(line.customdata) == pytest.approx(weights, abs=1e-4)
+            assert line.text == tuple(f"{weight:.0%}" for weight in weights)
+        assert len(figure.data) == 2 and f"token {index + 1}:" in figure.layout.title.text
+
+
+def test_many_experts_are_drawn_as_a_map():
+    shares = torch.rand(3, 64).softmax(-1).tolist()
+    (few,) = {trace.type for trace in expert_load([row[:16] for row in shares], [1, 2, 3]).data}
+    (map,) = expert_load(shares, [1, 2, 3]).data
+    assert few == "bar" and map.type == "heatmap" and map.zmid == 1 / 64
+    assert np.abs(np.array(map.z) - np.array(shares)).max() < 1e-4
+
+
+def test_balance_and_losses_are_drawn_as_given():
+    violations, divergences = balance([2, 3], [0.5, 1.25], [0.01, 0.0]).data
+    assert (list(violations.y), list(divergences.y)) == ([0.5, 1.25], [0.01, 0.0])
+    bars = loss_change([[0.1, -0.2, 0.0], [0.3, 0.0, 0.4]], [2, 3]).data
+    assert [list(bar.y) for bar in bars] == [[0.1, 0.3], [-0.2, 0.0], [0.0, 0.4]]
+    assert {tuple(bar.x) for bar in bars} == {("layer 2", "layer 3")}
+
+
+def test_favourites_stand_in_the_row_of_their_expert():
+    map = favourite_tokens([[(" a", 3, 4), ("<b>", 1, 9)], []]).data[0]
+    assert list(map.text) == [["·a", "&lt;b&gt;"], ["", ""]] and list(map.z) == [[3, 1], [0, 0]]
+    assert map.customdata[0] == ["·a: 3 of its 4", "&lt;b&gt;: 1 of its 9"] and map.y == ("expert 0", "expert 1")
+    assert list(favourite_tokens([[], []]).data[0].z) == [[], []]
+
+
+def test_pairs_are_in_powers_of_two():
+    nan = float("nan")
+    map = co_firing([[nan, 2.0, 0.5], [2.0, nan, 0.0], [0.5, 0.0, nan]]).data[0]
+    assert list(map.z) == [[None, 1.0, -1.0], [1.0, None, -2], [-1.0, -2, None]]
+    assert map.customdata[0] == ["", "2.00", "0.50"]
+
+
+def test_bands_join_the_experts_of_neighbouring_layers(seen):
+    steps = [(0, 3, 5, 7), (0, 3, 2, 1), (1, 5, 5, 7)]
+    sankey = flow(steps, [*seen.routing, seen.routing[1]]).data[0]
+    ends = zip(sankey.link.source, sankey.link.target, sankey.link.value)
+    bands = {(sankey.node.label[one], sankey.node.label[other], tokens) for one, other, tokens in ends}
+    assert bands == {("1:3", "2:5", 7), ("1:3", "2:2", 1), ("2:5", "2:5", 7)}
+    many = [(0, e, f, 1 + e * 40 + f) for e in range(40) for f in range(40)]
+    assert sorted(flow(many, seen.routing).data[0].link.value) == list(range(1601 - MOST_BANDS, 1601))
+
+
+def test_texts_are_told_apart_with_chance_beside_them():
+    bars = divergence_bars([1, 2], {"A and B": ([0.2, 0.4], [0.01, 0.02]), "A and C": ([0.1, 0.0], [0.03, 0.04])}).data
+    assert {bar.name: list(bar.y) for bar in bars} == {
+        "A and B": [0.2, 0.4],
+        "A and C": [0.1, 0.0],
+        "A and B, by chance": [0.01, 0.02],
+        "A and C, by chance": [0.03, 0.04],
+    }
+    loads = load_by_text({"A": [0.25, 0.75], "B": [1.0, 0.0]}).data
+    assert {bar.name: list(bar.y) for bar in loads} == {"A": [0.25, 0.75], "B": [1.0, 0.0]}
+
+
 def test_attention_is_in_whole_percents(seen):
     weights = seen.attention(1)
     large = np.array(attention_map(seen.tokens, weights[3], "head 3").data[0].z)
     assert np.abs(large - 100 * weights[3].numpy()).max() <= 0.5
-    small = attention_heads(weights, seen.tokens)
+    small = attention_small(seen.tokens, weights, [f"head {head}" for head in range(9)])
     assert len(small.data) == len(weights)
     assert all(np.abs(np.array(d.z) - 100 * w.numpy()).max() <= 0.5 for d, w in zip(small.data, weights))
 
 
+@pytest.mark.parametrize("heads", [9, 32, 128])
+def test_small_maps_of_a_long_text_show_the_largest_of_each_square(heads):
+    weights = torch.rand(heads, 300, 300)
+    figure = attention_small([f" word{i}" for i in range(300)], weights, [str(head) for head in range(heads)], 40)
+    square = -(-300 // len(figure.data[0].x))
+    assert square > 1 and figure.data[0].x[1] == f"{40 + square} ·word{square}"
+    cells = np.array(figure.data[-1].z)
+    for row, column in ((0, 0), (1, 2), (len(cells) - 1, 0)):
+        block = weights[-1, row * square : (row + 1) * square, column * square : (column + 1) * square]
+        assert abs(cells[row, column] - 100 * float(block.max())) <= 0.5
+
+
+def test_tokens_of_a_range_keep_their_numbers(seen):
+    names = attention_map(seen.tokens[2:], seen.attention(0)[0, 2:, 2:], "", 2).data[0].x
+    assert [int(name.split()[0]) for name in names] == list(range(2, len(seen.tokens)))
+
+
+def test_attention_received_is_the_mean_given(seen):
+    weights = seen.attention(2)
+    bars = attention_received(seen.tokens, weights.mean((0, 1))).data[0].y
+    given = [sum(float(weights[h, i, j]) for h in range(9) for i in range(len(seen.ids))) for j in (0, 3)]
+    assert [bars[0], bars[3]] == pytest.approx([total / 9 / len(seen.ids) for total in given], abs=1e-4)
+
+
+def test_cache_figures_show_both_ways_and_every_layer(seen, llama, tokenizer):
+    cache = seen.cache()
+    latents, full = cache_bytes(cache, 10, 100).data
+    assert list(latents.y) == [10 * cache.bytes / 1024, 100 * cache.bytes / 1024]
+    assert list(full.y) == [10 * cache.uncompressed / 1024, 100 * cache.uncompressed / 1024]
+    raw, kept = latent_norms(cache).data
+    for line, norms in ((raw, cache.raw), (kept, cache.kept)):
+        assert list(line.y) == pytest.approx([float(row.mean()) for row in norms])
+        assert [y + e for y, e in zip(line.y, line.error_y.array)] == pytest.approx([float(row.max()) for row in norms])
+    assert [bar.name for bar in cache_bytes(trace(llama, tokenizer, TEXT).cache(), 10, None).data] == [
+        "keys and values"
+    ]
+
+
 def test_a_map_of_512_tokens_is_under_a_megabyte():
-    weights = torch.rand(9, 512, 512).softmax(-1)
     tokens = [f" word{i}" for i in range(512)]
-    assert len(attention_map(tokens, weights[0], "").to_json()) < 1e6
     assert len(expert_map(tokens, [type("R", (), _routing(512))()]).to_json()) < 1e6
 
 

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from deepseek.trace import trace
 
@@ -124,6 +124,53 @@ def test_traces_at_once_never_mix(name, request, tokenizer):
             assert torch.equal(one.indices, other.indices)
             torch.testing.assert_close(one.weights, other.weights)
         torch.testing.assert_close(there.attention(1), alone.attention(1))
+
+
+@pytest.mark.parametrize("name", ["model", "mixtral", "deepseek_v2", "gpt_oss"])
+def test_attention_of_a_range_is_that_part_of_the_whole(name, request, tokenizer):
+    own = name in ("model", "mixtral")
+    model = request.getfixturevalue(name) if own else AutoModelForCausalLM.from_config(families()[name]).eval()
+    ids = torch.randint(5, 300, (40,), generator=torch.Generator().manual_seed(0)).tolist()
+    whole = trace(model, tokenizer, ids).attention(1)
+    for first, last in ((0, 40), (17, 33), (39, 40)):
+        part = trace(model, tokenizer, ids).attention(1, first, last)
+        torch.testing.assert_close(part, whole[:, first:last, :last], atol=1e-6, rtol=0)
+
+
+def test_a_long_text_is_attended_to_in_ranges(llama, tokenizer):
+    model = LlamaForCausalLM(LlamaConfig(**{**llama.config.to_dict(), "max_position_embeddings": 1024})).eval()
+    seen = trace(model, tokenizer, [5] * 600)
+    assert seen.attention(0, 88, 600).shape == (4, 512, 600)
+    for first, last in ((0, 600), (0, None), (5, 5), (9, 601), (-1, 4)):
+        with pytest.raises(ValueError, match="^tokens are .*(512 at most|within 0 to 600)"):
+            seen.attention(0, first, last)
+
+
+def test_cache_figures_are_those_of_a_cache_that_was_filled(any_model, tokenizer):
+    """Bytes and norms, against what is in the cache after the model has read the text."""
+    seen = trace(any_model, tokenizer, TEXT)
+    cache, count = seen.cache(), len(seen.ids)
+    with torch.no_grad():
+        layers = any_model(ids_of(tokenizer), use_cache=True).past_key_values.layers
+    held = [tensor[:, :, :count] for layer in layers for tensor in (layer.keys, layer.values)]
+    assert cache.bytes * count == sum(tensor.numel() * tensor.element_size() for tensor in held)
+    if any_model.config.model_type != "deepseek_v3":
+        assert cache.bytes == cache.uncompressed and cache.raw is cache.kept is None
+        return
+    assert cache.uncompressed == 4 * 3 * 9 * (8 + 8)  # fp32, layers, heads, and the width of a key and of a value
+    assert cache.raw.shape == cache.kept.shape == (3, count)
+    for norms, layer in zip(cache.kept, layers):
+        torch.testing.assert_close(norms, layer.keys[0, 0, :count, :16].norm(dim=-1))
+
+
+def test_raw_latents_are_those_that_the_norm_is_given(model, tokenizer):
+    given = []
+    watched = copy.deepcopy(model)
+    for layer in watched.model.layers:
+        layer.self_attn.kv_a_layernorm.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    full_pass(watched, ids_of(tokenizer))
+    expected = torch.stack([latent.flatten(0, -2).norm(dim=-1) for latent in given])
+    torch.testing.assert_close(trace(model, tokenizer, TEXT).cache().raw, expected)
 
 
 @pytest.mark.parametrize("layer", [-1, 3, 100])

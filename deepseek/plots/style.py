@@ -61,9 +61,12 @@ def layout(figure: go.Figure, height: int, **options) -> go.Figure:
     return figure
 
 
-def token_axis(tokens: list[str]) -> tuple[list[str], dict]:
-    """Unique category names, one a token, and the axis that shows them without their number (or every nth of many)."""
-    names = [f"{index} {label(token)}" for index, token in enumerate(tokens)]
+def token_axis(tokens: list[str], first: int = 0) -> tuple[list[str], dict]:
+    """Unique category names, one a token, and the axis that shows them without their number (or every nth of many).
+
+    Tokens are numbered from `first`.
+    """
+    names = [f"{index} {label(token)}" for index, token in enumerate(tokens, first)]
     step = max(1, -(-len(names) // MOST_LABELS))
     axis = dict(
         type="category",
