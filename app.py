@@ -23,7 +23,7 @@ def main():
     except ValueError as error:
         sys.exit(f"error: {error}")
     demo = page.build(model, tokenizer)
-    demo.queue(max_size=32).launch(theme=THEME, css_paths="assets/style.css", footer_links=["api"])
+    demo.queue(max_size=32).launch(theme=THEME, css_paths="assets/style.css", footer_links=["api"], max_file_size="1gb")
 
 
 if __name__ == "__main__":

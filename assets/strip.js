@@ -1,13 +1,14 @@
 // A text as tokens: coloured, hovered, selected by click or arrow keys. Its value is append-only lines of JSON:
 //   {"prompt": text, "experts": n, "layers": [1, 2]}      first, a new text
 //   {"mark": index}                                       a bar before that token
+//   {"from": index, "a": [percent, ...]}                  what that token looked at
 //   {"t": text, "p": probability, "r": rank, "h": entropy, "T": temperature, "e": {"1": [[expert, weight], ...]}}
 // All text goes in through textContent and never through the template.
 const strip = element.querySelector('.tokens'), chooser = element.querySelector('select');
 const legend = element.querySelector('.legend'), detail = element.querySelector('.detail');
 const palette = JSON.parse(element.querySelector('.strip').dataset.colours);
 const first = element.querySelector('.strip').dataset.first;
-let seen = '', head = {}, tokens = [], spans = [], selected = -1, marked = -1;
+let seen = '', head = {}, tokens = [], spans = [], selected = -1, marked = -1, attended = [];
 
 const percent = value => value == null ? '–' : (100 * value).toFixed(value < 0.0995 ? 1 : 0) + ' %';
 const layer = () => chooser.value.startsWith('layer ') ? chooser.value.slice(6) : null;
@@ -20,12 +21,13 @@ function describe(token, index) {
   if (token.p != null) parts.push('probability ' + percent(token.p) + (token.r ? ', rank ' + token.r : ''));
   if (token.h != null) parts.push('entropy ' + token.h.toFixed(2) + ' nats');
   if (token.T != null) parts.push('temperature ' + token.T.toFixed(2));
+  if (attended[index] != null) parts.push('gets ' + attended[index] + ' % of the attention');
   const here = layer() && token.e && token.e[layer()];
   if (here) parts.push('layer ' + layer() + ': ' + here.map(([e, w]) => 'expert ' + e + ' ' + percent(w)).join(', '));
   return parts.join(' · ');
 }
 
-function paint(span, token) {
+function paint(span, token, index) {
   span.style.background = span.style.color = '';
   const tint = strength => { span.style.background = 'rgba(230,159,0,' + (0.5 * Math.min(1, Math.max(0, strength))).toFixed(2) + ')'; };
   if (layer()) {
@@ -38,6 +40,7 @@ function paint(span, token) {
   } else if (chooser.value === 'probability' && token.p != null) tint(1 - token.p);
   else if (chooser.value === 'entropy' && token.h != null) tint(token.h / 6);
   else if (chooser.value === 'temperature' && token.T != null) tint(token.T / 2);
+  else if (chooser.value === 'attention') tint(1.4 * Math.sqrt((attended[index] || 0) / 100));
 }
 
 function explain() {
@@ -55,12 +58,13 @@ function explain() {
   } else {
     legend.textContent = {
       probability: 'darker: the model found it less likely', entropy: 'darker: the model was less sure',
-      temperature: 'darker: drawn at a higher temperature', none: ''}[chooser.value] || '';
+      temperature: 'darker: drawn at a higher temperature',
+      attention: 'stronger: looked at more by the outlined token', none: ''}[chooser.value] || '';
   }
 }
 
 function repaint() {
-  spans.forEach((span, index) => { paint(span, tokens[index]); span.title = describe(tokens[index], index); });
+  spans.forEach((span, index) => { paint(span, tokens[index], index); span.title = describe(tokens[index], index); });
   explain();
 }
 
@@ -76,7 +80,7 @@ function choose(index, tell) {
 }
 
 function start(line) {
-  head = line; tokens = []; spans = []; selected = marked = -1;
+  head = line; tokens = []; spans = []; selected = marked = -1; attended = [];
   strip.textContent = ''; detail.textContent = '';
   if (line.prompt) {
     const span = document.createElement('span');
@@ -94,7 +98,8 @@ function start(line) {
     option.textContent = name.startsWith('layer ') ? 'expert, ' + name : name;
     chooser.append(option);
   }
-  chooser.value = options.includes(wanted) ? wanted : options[0];
+  const deepest = options.filter(name => name.startsWith('layer ')).pop();  // another model may lack the layer wanted
+  chooser.value = options.includes(wanted) ? wanted : wanted.startsWith('layer ') && deepest || options[0];
   explain();
 }
 
@@ -106,7 +111,7 @@ function add(token) {
   span.setAttribute('aria-selected', 'false');
   span.textContent = visible(token.t);
   tokens.push(token); spans.push(span);
-  paint(span, token);
+  paint(span, token, index);
   span.title = describe(token, index);
   span.addEventListener('click', () => choose(index, true));
   strip.append(span);
@@ -118,6 +123,12 @@ function mark(index) {
   if (spans[index]) spans[index].classList.add('diverged');
 }
 
+function attend(record) {
+  attended = record.a;
+  repaint();
+  choose(record.from, false);
+}
+
 function draw() {
   const value = props.value || '';
   if (!seen || !value.startsWith(seen)) { seen = ''; strip.textContent = ''; tokens = []; spans = []; selected = -1; }
@@ -125,7 +136,8 @@ function draw() {
   for (const line of value.slice(seen.length, end).split('\n')) {
     if (!line) continue;
     const record = JSON.parse(line);
-    if ('experts' in record) start(record); else if ('mark' in record) mark(record.mark); else add(record);
+    if ('experts' in record) start(record); else if ('mark' in record) mark(record.mark);
+    else if ('from' in record) attend(record); else add(record);
   }
   seen = value.slice(0, end);
 }

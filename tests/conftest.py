@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from deepseek.config import preset
 from deepseek.data import learn_tokenizer
 from deepseek.model import DeepseekV3ForCausalLM
 
+ROOT = Path(__file__).parents[1]
 # Models this small only wait for their threads, 20 times longer than they compute where the cores are busy.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # in the commands that tests start
@@ -79,17 +81,17 @@ def checkpoint(model, tokenizer, tmp_path_factory):
     return str(folder)
 
 
-@pytest.fixture(scope="session")
-def app_url(tmp_path_factory):
-    """The address of the real app, started as the README does, on a free port."""
+@contextmanager
+def started_app(folder, log):
+    """The address of the real app, started in `folder` on a free port; its output goes to the file `log`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    url, log = f"http://127.0.0.1:{port}", tmp_path_factory.mktemp("app") / "log"
+    url = f"http://127.0.0.1:{port}"
     with log.open("w") as output:
         app = subprocess.Popen(
-            [sys.executable, "app.py"],
-            cwd=Path(__file__).parents[1],
+            [sys.executable, ROOT / "app.py"],
+            cwd=folder,
             env={**os.environ, "GRADIO_SERVER_PORT": str(port)},
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -105,3 +107,19 @@ def app_url(tmp_path_factory):
     app.terminate()
     app.wait(10)
     assert "Traceback" not in log.read_text()
+
+
+@pytest.fixture(scope="session")
+def app_url(tmp_path_factory):
+    """The address of the app, started as the README does."""
+    with started_app(ROOT, tmp_path_factory.mktemp("app") / "log") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def training_app(tmp_path_factory):
+    """(address, folder of its runs) of an app that has no run yet."""
+    folder = tmp_path_factory.mktemp("training")
+    (folder / "assets").symlink_to(ROOT / "assets")
+    with started_app(folder, folder / "log") as url:
+        yield url, folder / "deepseek_checkpoints"

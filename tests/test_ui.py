@@ -1,15 +1,25 @@
 """The page's own functions, and its named endpoints on the running app."""
 
 import json
+import os
+import shutil
 import threading
+import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
+import gradio as gr
+import numpy as np
+import plotly.graph_objects as go
 import pytest
 from gradio_client import Client
 from starlette.datastructures import QueryParams
+from test_trace import families
+from transformers import AutoModelForCausalLM
 
-from deepseek import SamplingParams, load, stream
-from deepseek.ui import about, compare, controls, keep, playground, served, strip
+from deepseek import SamplingParams, load, stream, trace
+from deepseek.ui import about, attention, compare, controls, experts, keep, playground, served, strip
+from deepseek.ui import layers as layer_tab
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +46,7 @@ def test_generate_streams_and_repeats(client):
 
 def test_only_the_prompt_is_required(client):
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
-    assert {"/generate", "/trace", "/compare"} == set(endpoints)
+    assert {"/generate", "/trace", "/compare", "/train_start", "/train_status", "/train_stop"} == set(endpoints)
     for name, required in (("/generate", 1), ("/trace", 1), ("/compare", 1)):
         assert sum(not parameter["parameter_has_default"] for parameter in endpoints[name]["parameters"]) == required
     names = {parameter["parameter_name"] for parameter in endpoints["/generate"]["parameters"]}
@@ -50,13 +60,22 @@ def test_traces_come_along_when_asked_for(client):
 
 
 def test_trace_is_that_of_the_model(client, demo):
-    from deepseek import trace
-
     answer = client.predict("The cat sat on the mat.", attention_layer=2, api_name="/trace")
     seen = trace(*demo, "The cat sat on the mat.")
     assert answer["tokens"] == seen.tokens and "".join(answer["tokens"][1:]) == "The cat sat on the mat."
     assert answer["routing"][1]["indices"] == seen.routing[1].indices.tolist()
     assert answer["attention"] == pytest.approx(seen.attention(2).numpy(), abs=1e-5)
+    assert answer["lens"]["choices"] == seen.lens().choices.tolist()
+    assert answer["lens"]["first_lead"] == seen.lens().first_lead
+    assert np.allclose(answer["cache"]["kept_norms"], seen.cache().kept, atol=1e-4)
+    assert np.allclose(answer["cache"]["raw_norms"], seen.cache().raw, atol=1e-4)
+    assert answer["cache"]["uncompressed"] / answer["cache"]["bytes"] == 1152 / 160
+    for layer, routed in zip(answer["routing"], seen.routing):
+        shares = [(routed.indices == expert).sum().item() / routed.indices.numel() for expert in range(8)]
+        assert layer["load"] == pytest.approx(shares, abs=1e-5)
+        assert layer["max_violation"] == pytest.approx(8 * max(shares) - 1, abs=1e-4)
+        mean = (routed.scores / routed.scores.sum(-1, keepdim=True)).mean(0)
+        assert layer["kl"] == pytest.approx(float((mean * (8 * mean).log()).sum()), abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +168,8 @@ def test_a_link_restores_prompt_settings_and_branch():
     params = SamplingParams(
         temperature=0.3, dynamic_temperature=True, order="llama.cpp", stop=("a&b", "\n"), seed=2**40
     )
-    query = QueryParams(keep.to_query("Once & “upon”\n?", params, {3: 17, 9: 4}))
+    query = QueryParams(keep.to_query("Once & “upon”\n?", params, {3: 17, 9: 4}, "runs/a&b/step-000100"))
+    assert query["checkpoint"] == "runs/a&b/step-000100"
     assert keep.from_query(query, 100) == ("Once & “upon”\n?", params, {3: 17, 9: 4})
 
 
@@ -204,22 +224,124 @@ def test_figures_of_a_repeating_text():
 
 def test_model_facts_are_those_of_the_configuration(demo):
     rows = dict(about.facts(demo[0]))
-    assert rows["experts"] == "8 routed, 2 of them and 1 shared one a token"
+    assert rows["experts"] == "8 routed in each of 5 layers, 2 of them and 1 shared one a token"
     layers, bytes_each = demo[0].config.num_hidden_layers, demo[0].dtype.itemsize
     assert rows["cache of a token"].startswith(f"{160 * layers * bytes_each:,} bytes")
     assert f"{1152 * layers * bytes_each:,}" in rows["cache of a token"]
 
 
-def test_facts_of_other_families(mixtral, llama, tmp_path):
-    for model in (mixtral, llama):
-        model.save_pretrained(tmp_path)
-        rows = dict(about.facts(load(tmp_path)[0]))
-        assert ("experts" in rows) == (model is mixtral) and "cache of a token" not in rows
+@pytest.mark.parametrize("name", [*families(), "llama"])
+def test_every_panel_draws_any_model_from_a_folder(name, request, tokenizer, tmp_path):
+    """Saved by transformers, opened by `load`; a dense model has every panel but those of experts."""
+    model = request.getfixturevalue("llama") if name == "llama" else families()[name]
+    if name != "llama":
+        model = AutoModelForCausalLM.from_config(model)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model, tokenizer = load(tmp_path)
+    seen = trace(model, tokenizer, "Once upon a time there was a fox.")
+    layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
+    for small in attention.SMALL:
+        everything = dict(layers=(0, layers - 1), heads=(0, heads - 1))
+        _, lines, large, maps, average, token = attention.draw(seen, model.config, layer=1, small=small, **everything)
+        assert len(maps.data) == (heads if small == attention.SMALL[0] else layers)
+        expected = seen.attention(1)[0].numpy()
+        assert np.abs(np.array(large.data[0].z) / 100 - expected).max() <= 0.005
+        assert json.loads(lines.splitlines()[-1])["a"] == [round(100 * float(weight)) for weight in expected[token]]
+        given = sum(seen.attention(layer).mean((0, 1)) for layer in range(layers)) / layers
+        assert np.abs(np.array(average.data[0].y) - given.numpy()).max() <= 0.0001
+    note, lens, kept, sizes, norms = layer_tab.draw(model, seen)
+    assert np.array(lens.data[0].z).shape == (layers + 1, len(seen.ids))
+    assert (norms is None) == ("no latents" in kept) == (not name.startswith("deepseek"))
+    rows = dict(about.facts(model))
+    assert type(model).__name__ in rows["architecture"] and "folder" in rows["came from"]
+    assert (rows["experts"] == "none: the model is dense") == (name == "llama")
+    assert f"{seen.cache().bytes:,} bytes" in rows["cache of a token"]
+    drawn = experts.draw(seen)
+    if name == "llama":
+        assert experts.DENSE in drawn and not any(isinstance(part, go.Figure) for part in drawn)
+    else:
+        assert sum(isinstance(part, go.Figure) for part in drawn) >= 3
 
 
-def test_only_offered_checkpoints_open():
-    assert served.choices("elsewhere")[:2] == ["elsewhere", "assets/demo"]
-    assert served.chosen("assets/demo", "assets/demo") is served.chosen("assets/demo", "assets/demo")
-    for path in ("/etc", "../deepseek", "tests"):
-        with pytest.raises(ValueError, match="it must be one of"):
-            served.chosen(path, "assets/demo")
+def test_an_attention_update_of_512_tokens_is_under_a_megabyte(demo):
+    model, tokenizer = demo
+    seen = trace(model, tokenizer, list(range(100, 612)))
+    note, lines, *figures, _ = attention.draw(seen, model.config, layers=(0, 5), heads=(0, 8))
+    assert note == "512 tokens"
+    assert len(lines) + sum(len(figure.to_json()) for figure in figures) < 1e6
+
+
+@pytest.mark.parametrize("text", ["0-3", "3-1", "1-70", "x", "1", "-", "1-2-3"])
+def test_a_bad_range_of_tokens_is_refused(text):
+    with pytest.raises(gr.Error, match="tokens are .* within 1-60"):
+        attention.window(text, 60)
+
+
+def test_a_range_of_tokens_is_counted_from_one():
+    assert attention.window(" 2 – 5 ", 60) == (1, 5) and attention.window("", 60) == (0, 60)
+    assert attention.window("", 1000) == (0, 512) and attention.window("489-1000", 1000) == (488, 1000)
+    with pytest.raises(gr.Error, match="of 512 tokens at most"):
+        attention.window("1-513", 1000)
+
+
+# Checkpoints
+
+
+@pytest.fixture
+def nothing_held(monkeypatch):
+    monkeypatch.setattr(served, "_held", type(served._held)())
+
+
+def test_what_is_opened_is_held_and_no_more_than_three(checkpoint, tmp_path, nothing_held):
+    paths = [str(shutil.copytree(checkpoint, tmp_path / name)) for name in "abcd"]
+    first = served.opened(paths[0])
+    assert served.opened(paths[0])[0] is first[0]
+    for path in paths[1:3]:
+        served.opened(path)
+    assert served.opened(paths[0])[0] is first[0]
+    served.opened(paths[3])
+    assert list(served._held) == [paths[2], paths[0], paths[3]]
+
+
+def test_a_folder_written_anew_is_opened_anew_and_one_that_is_gone_still_serves(checkpoint, tmp_path, nothing_held):
+    folder = tmp_path / "step-000100"
+    shutil.copytree(checkpoint, folder)
+    one = served.opened(str(folder))
+    shutil.rmtree(folder)
+    assert served.opened(str(folder))[0] is one[0]
+    shutil.copytree(checkpoint, folder)
+    os.utime(folder, ns=(1, 1))
+    assert served.opened(str(folder))[0] is not one[0]
+
+
+def test_readers_at_once_open_a_checkpoint_once(checkpoint, nothing_held, monkeypatch):
+    calls = []
+    monkeypatch.setattr(served, "load", lambda path, **_: calls.append(path) or time.sleep(0.2) or load(path))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(served.opened, [checkpoint] * 4))
+    assert calls == [checkpoint] and len({id(model) for model, _ in found}) == 1
+
+
+@pytest.mark.parametrize("path", ["/etc", "tests", "", None, 5, "a/b/c"])
+def test_what_is_no_checkpoint_is_refused(path):
+    with pytest.raises(ValueError, match="^checkpoint "):
+        served.chosen(path, "assets/demo")
+
+
+def test_a_public_space_opens_no_folder_but_runs_and_only_small_models_of_the_hub(
+    checkpoint, tmp_path, nothing_held, monkeypatch
+):
+    monkeypatch.setenv("SPACE_ID", "somebody/space")
+    with pytest.raises(ValueError, match="here it must be one of .*, or a Hub id"):
+        served.chosen(checkpoint, "assets/demo")
+    monkeypatch.setattr(served, "RUNS", tmp_path)
+    commits = [str(shutil.copytree(checkpoint, tmp_path / "run" / f"step-{step:06d}")) for step in (100, 200)]
+    for path in commits:  # the older one too: the Train tab offers it
+        assert served.chosen(path, "assets/demo")[0].name_or_path == path
+    with pytest.raises(ValueError, match="here it must be one of"):
+        served.chosen(f"{commits[0]}/../step-000100", "assets/demo")
+    limits = []
+    monkeypatch.setattr(served, "load", lambda path, most: limits.append(most) or load(checkpoint))
+    served.chosen("somebody/model", "assets/demo")
+    assert limits == [served.PUBLIC_LIMIT]

@@ -1,52 +1,121 @@
-"""The Model tab: what is running here, what it costs, and where it came from."""
+"""The Model tab: opens a checkpoint on all tabs, and tells what it is, what it costs, and where it came from."""
 
 from pathlib import Path
 
 import gradio as gr
 
-from deepseek.checkpoint import fingerprint
-from deepseek.config import cache_numbers, parameter_counts
+from deepseek.checkpoint import CheckpointError, fingerprint
+from deepseek.config import cache_numbers, expert_count, parameter_counts
+from deepseek.trace import context_length, routers
+from deepseek.ui import served
+from deepseek.ui.controls import QUIET, refusal
+from deepseek.ui.playground import MODEL
+
+KEEP_IN_ADDRESS = """path => {
+  const address = new URL(location.origin + location.pathname);
+  address.searchParams.set('checkpoint', path);
+  history.replaceState(null, '', address);
+}"""  # so that a reload opens it again
 
 
-def facts(model) -> list[tuple[str, str]]:
+def headline(path: str) -> str:
+    """One line of Markdown that names the model; the path is only ever text."""
+    return f"A language model, running here: `{path.replace('`', ' ')}`"
+
+
+def origin(path: str) -> str:
+    """Where a checkpoint came from, in words."""
+    folder = Path(path)
+    if path == served.DEMO:
+        return "this project's demo, trained by its own command line; the card below says how"
+    if folder.parent.parent == served.RUNS:
+        return f"run {folder.parent.name} on this machine, {folder.name.replace('-', ' ')}"
+    return "a folder on this machine" if folder.is_dir() else f"the Hugging Face Hub, {path}"
+
+
+def facts(model) -> list[list[str]]:
     """Rows (what, value) about a model; what a family of models does not have is left out."""
     config = model.config
     total, active = parameter_counts(model)
+    context = context_length(model)
     rows = [
-        ("checkpoint", f"{model.name_or_path}, weights {fingerprint(model.name_or_path)[:12]}"),
-        ("architecture", f"{type(model).__name__}, computing in {str(model.dtype).removeprefix('torch.')}"),
-        ("parameters", f"{total / 1e6:.1f} M, {active / 1e6:.1f} M of them used for one token"),
-        ("layers", f"{config.num_hidden_layers}, {config.hidden_size} wide, {config.num_attention_heads} heads"),
-        (
-            "vocabulary and context",
-            f"{config.vocab_size:,} tokens; {config.max_position_embeddings:,} of them in a text",
-        ),
+        ["checkpoint", f"{model.name_or_path}, weights {fingerprint(model.name_or_path)[:12]}"],
+        ["came from", origin(model.name_or_path)],
+        ["architecture", f"{type(model).__name__}, computing in {str(model.dtype).removeprefix('torch.')}"],
+        ["parameters", f"{total / 1e6:.1f} M, {active / 1e6:.1f} M of them used for one token"],
+        ["layers", f"{config.num_hidden_layers}, {config.hidden_size} wide, {config.num_attention_heads} heads"],
+        ["vocabulary", f"{config.vocab_size:,} tokens"],
     ]
-    experts = getattr(config, "num_local_experts", None)
+    if context:
+        rows.append(["context", f"{context:,} tokens in a text"])
+    experts = expert_count(config)
     if experts:
-        shared = getattr(config, "n_shared_experts", 0)
+        shared = getattr(config, "n_shared_experts", None) or "no"
         rows.append(
-            ("experts", f"{experts} routed, {config.num_experts_per_tok} of them and {shared} shared one a token")
+            [
+                "experts",
+                f"{experts} routed in each of {len(routers(model))} layers, {config.num_experts_per_tok} of them "
+                f"and {shared} shared one a token",
+            ]
         )
-    if getattr(config, "kv_lora_rank", None):
-        latent, full = cache_numbers(config)
-        token = model.dtype.itemsize * config.num_hidden_layers
-        context = token * config.max_position_embeddings / 2**20
-        rows += [
-            (
-                "cache of a token",
-                f"{latent * token:,} bytes as latents, {full * token:,} for the same heads uncompressed",
-            ),
-            ("cache of a full context", f"{latent * context:.1f} MiB, {full * context:.1f} MiB uncompressed"),
-        ]
+    else:
+        rows.append(["experts", "none: the model is dense"])
+    kept, uncompressed = (n * model.dtype.itemsize * config.num_hidden_layers for n in cache_numbers(config))
+    latent = kept != uncompressed
+    beside = f" as latents, {uncompressed:,} for the same heads uncompressed" if latent else ", as keys and values"
+    rows.append(["cache of a token", f"{kept:,} bytes{beside}"])
+    if context:
+        beside = f", {uncompressed * context / 2**20:.1f} MiB uncompressed" if latent else ""
+        rows.append(["cache of a full context", f"{kept * context / 2**20:.1f} MiB{beside}"])
     return rows
 
 
-def build(model) -> None:
-    """Draws the tab."""
-    gr.Markdown("What is running here, and what it costs.")
-    gr.Markdown("| | |\n|---|---|\n" + "\n".join(f"| {what} | {value} |" for what, value in facts(model)))
-    card = Path(model.name_or_path) / "README.md"
-    if card.is_file():
-        with gr.Accordion("model card", open=False):
-            gr.Markdown(card.read_text("utf-8").split("---\n", 2)[-1], sanitize_html=True)
+def card(path: str) -> str:
+    """The text of a folder's model card, or a sentence that there is none."""
+    file = Path(path) / "README.md"
+    return file.read_text("utf-8", "replace") if file.is_file() else "This checkpoint has no card."
+
+
+def build(model, tab: gr.Tab, checkpoint: gr.State, which: gr.Markdown) -> None:
+    """Draws the tab about `model`, from which the reader sets `checkpoint`; `which` names the one that is open."""
+    current = model.name_or_path
+    gr.Markdown(
+        "Open another model here, and every tab looks at that one: the demo, a run of yours, a folder, the Hub."
+    )
+    with gr.Row(equal_height=True):
+        box = gr.Dropdown(
+            served.choices(current),
+            value=current,
+            allow_custom_value=True,
+            label="checkpoint",
+            info="one of these, a folder, or a Hub id such as allenai/OLMoE-1B-7B-0924; safetensors only",
+            scale=4,
+        )
+        go = gr.Button("Open", variant="primary", scale=1, min_width=100)
+    status = gr.Markdown()
+    options = dict(
+        headers=["what", "value"], column_widths=["38%", "62%"], max_height=900, interactive=False, wrap=True
+    )
+    table = gr.Dataframe(facts(model), **options)
+    with gr.Accordion("model card", open=False):
+        text = gr.Code(card(current), language="markdown", show_label=False, interactive=False, wrap_lines=True)
+
+    def open_checkpoint(path):
+        yield gr.skip(), gr.skip(), "Opening… a model from the Hub is downloaded first, which may take minutes."
+        try:
+            opened, _ = served.chosen(path, current)
+        except CheckpointError as error:
+            yield gr.skip(), gr.skip(), ""
+            raise refusal(error) from error
+        yield opened.name_or_path, opened.name_or_path, "Open. The Playground goes on with its prompt."
+
+    def describe(path):
+        model, _ = served.ready(path)
+        choices = list(dict.fromkeys([*served.choices(current), path]))
+        return facts(model), card(path), headline(path), gr.update(choices=choices, value=path)
+
+    go.click(
+        open_checkpoint, box, [checkpoint, box, status], api_visibility="private", show_progress="minimal", **MODEL
+    ).success(None, box, None, js=KEEP_IN_ADDRESS, **QUIET)
+    checkpoint.change(describe, checkpoint, [table, text, which, box], **QUIET)
+    tab.select(lambda: gr.update(choices=served.choices(current)), None, box, **QUIET)

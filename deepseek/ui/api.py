@@ -5,14 +5,57 @@ from collections.abc import Iterator
 
 import gradio as gr
 
+from deepseek import balance
+from deepseek import routing as statistics
 from deepseek.sampling import SamplingParams
-from deepseek.ui import compare, playground
+from deepseek.trace import Trace
+from deepseek.ui import compare, playground, served
 from deepseek.ui.controls import refusal
 from deepseek.ui.subject import look
 
 
-def build(model, tokenizer) -> None:
-    """Adds /generate, /trace and /compare to the page under construction."""
+def as_data(seen: Trace) -> dict:
+    """All of a Trace but the attention, as JSON."""
+    routing = []
+    for layer, counts in zip(seen.routing, statistics.counts(seen.routing)):
+        routing.append(
+            {
+                "layer": layer.layer,
+                "indices": layer.indices.tolist(),
+                "weights": layer.weights.tolist(),
+                "load": balance.load_shares(counts).tolist(),
+                "max_violation": float(balance.max_violation(counts)),
+                "kl": statistics.soft_kl(layer),
+            }
+        )
+    try:
+        lens = seen.lens()
+    except ValueError:  # a model whose final norm is not found
+        lens = None
+    cache = seen.cache()
+    return {
+        "ids": seen.ids,
+        "tokens": seen.tokens,
+        "probabilities": seen.probabilities,
+        "routing": routing,
+        "lens": lens
+        and {
+            "choices": lens.choices.tolist(),
+            "texts": lens.texts,
+            "probabilities": lens.probabilities.tolist(),
+            "first_lead": lens.first_lead,
+        },
+        "cache": {
+            "bytes": cache.bytes,
+            "uncompressed": cache.uncompressed,
+            "raw_norms": None if cache.raw is None else cache.raw.tolist(),
+            "kept_norms": None if cache.kept is None else cache.kept.tolist(),
+        },
+    }
+
+
+def build(checkpoint: str) -> None:
+    """For the page's own `checkpoint`, adds /generate, /trace and /compare to the page under construction."""
 
     def generate(
         prompt: str,
@@ -40,7 +83,7 @@ def build(model, tokenizer) -> None:
         traces=True, "traces": what happened to each token. The settings are those of SamplingParams; seed -1 draws one.
         """
         values = {**locals()}
-        for name in ("prompt", "traces", "model", "tokenizer"):
+        for name in ("prompt", "traces", "checkpoint"):
             values.pop(name, None)
         if seed == -1:
             values["seed"] = random.randrange(2**31)
@@ -48,7 +91,7 @@ def build(model, tokenizer) -> None:
             params = SamplingParams(**values)
         except ValueError as error:
             raise refusal(error) from error
-        for generation in playground.generate(model, tokenizer, prompt, params):
+        for generation in playground.generate(*served.ready(checkpoint), prompt, params):
             last = generation.tokens[-1] if generation.tokens else None
             answer = {
                 "text": generation.text[len(prompt) :],
@@ -63,27 +106,22 @@ def build(model, tokenizer) -> None:
 
     def trace(text: str, attention_layer: int = -1) -> dict:
         """What the model does with a text: {"ids", "tokens", "probabilities", "routing": [{"layer", "indices",
-        "weights"}]}, and with attention_layer from 0 on "attention" (heads x tokens x tokens).
+        "weights", "load", "max_violation", "kl"}], "lens": {"choices", "texts", "probabilities", "first_lead"} (layers +
+        1 x tokens) or null, "cache": {"bytes", "uncompressed", "raw_norms", "kept_norms"} (layers x tokens)}, and with
+        attention_layer from 0 on "attention" (heads x tokens x tokens).
         """
+        model, tokenizer = served.ready(checkpoint)
+        layers = model.config.num_hidden_layers
+        if attention_layer not in range(-1, layers):
+            message = f"attention_layer is {attention_layer!r:.60}; it must be a whole number from -1 to {layers - 1}."
+            raise refusal(ValueError(message))
         seen = look(model, tokenizer, text)
-        answer = {
-            "ids": seen.ids,
-            "tokens": seen.tokens,
-            "probabilities": seen.probabilities,
-            "routing": [
-                {"layer": layer.layer, "indices": layer.indices.tolist(), "weights": layer.weights.tolist()}
-                for layer in seen.routing
-            ],
-        }
+        answer = as_data(seen)
         if attention_layer != -1:
             try:
-                answer["attention"] = seen.attention(attention_layer).tolist()
-            except (ValueError, TypeError) as error:
-                layers = model.config.num_hidden_layers
-                message = (
-                    f"attention_layer is {attention_layer!r:.60}; it must be a whole number from -1 to {layers - 1}."
-                )
-                raise refusal(ValueError(message)) from error
+                answer["attention"] = seen.attention(int(attention_layer)).tolist()
+            except ValueError as error:
+                raise refusal(error) from error
         return answer
 
     def compare_texts(prompt: str, a: dict = {}, b: dict = {}, seed: int = 0) -> dict:  # noqa: B006  (read, never changed)
@@ -98,7 +136,7 @@ def build(model, tokenizer) -> None:
                 sides.append(SamplingParams(**{**values, "seed": seed}))
             except ValueError as error:
                 raise refusal(ValueError(f"{name}: {error}")) from error
-        *_, (one, other) = compare.side_by_side((model, tokenizer), (model, tokenizer), prompt, *sides)
+        *_, (one, other) = compare.side_by_side(served.ready(checkpoint), served.ready(checkpoint), prompt, *sides)
         texts = {
             name: {"text": g.text[len(prompt) :], "figures": compare.figures(g)}
             for name, g in (("a", one), ("b", other))

@@ -34,11 +34,15 @@ def divergence(a: Generation, b: Generation) -> int | None:
 
 
 def side_by_side(model_a, model_b, prompt: str, a: SamplingParams, b: SamplingParams):
-    """Yields (Generation, Generation) while both grow in turn; models are (model, tokenizer).
+    """`in_turn` of one prompt on two sides; models are (model, tokenizer)."""
+    return in_turn([generate(*model_a, prompt, a), generate(*model_b, prompt, b)])
+
+
+def in_turn(sides: list):
+    """Yields (Generation, Generation) while two `generate`s grow in turn.
 
     As soon as the outputs differ, the strips of both mark the place.
     """
-    sides = [generate(*model_a, prompt, a), generate(*model_b, prompt, b)]
     latest, marked = [None, None], False
     try:
         while any(sides):
@@ -78,8 +82,8 @@ def report(a: Generation, b: Generation, checkpoints: tuple[str, str]) -> list[l
     return rows
 
 
-def build(model, tokenizer, prompt: str) -> None:
-    """Draws the tab, with a comparison of PRESETS already in it."""
+def build(model, tokenizer, prompt: str, checkpoint: gr.State) -> None:
+    """Draws the tab, with a comparison of PRESETS already in it; both sides follow the reader's `checkpoint`."""
     current = model.name_or_path
     first = [SamplingParams(**controls.PRESETS[preset], max_new_tokens=48, seed=7) for preset in PRESETS]
     *_, (one, other) = side_by_side((model, tokenizer), (model, tokenizer), prompt, *first)
@@ -90,7 +94,7 @@ def build(model, tokenizer, prompt: str) -> None:
     with gr.Row():
         go = gr.Button("Compare", variant="primary")
         stop = gr.Button("Stop")
-    strips, sides = [], []
+    strips, sides, paths = [], [], []
     with gr.Row():
         for name, preset, text in zip("AB", PRESETS, (one, other)):
             with gr.Column(min_width=320):
@@ -98,10 +102,10 @@ def build(model, tokenizer, prompt: str) -> None:
                 gr.Markdown(f"### {name}")
                 strips.append(token_strip(f"strip-{name.lower()}", "probability", help, text.strip))
                 with gr.Accordion(f"settings of {name}", open=False):
-                    checkpoint = gr.Dropdown(served.choices(current), value=current, label="checkpoint")
+                    paths.append(gr.Dropdown(served.choices(current), value=current, label="checkpoint"))
                     dropdown, settings = controls.sampler_controls(preset)
                     controls.apply_preset(dropdown, settings)
-                    sides.append([checkpoint, *settings.values()])
+                    sides.append([paths[-1], *settings.values()])
     gr.Markdown("### What was set differently, and what came of it")
     rows = report(one, other, (current, current))
     widths = ["46%", "27%", "27%"]
@@ -124,3 +128,8 @@ def build(model, tokenizer, prompt: str) -> None:
     options = dict(api_visibility="private", show_progress="hidden", **MODEL)
     events = [go.click(run, inputs, outputs, **options), prompt.submit(run, inputs, outputs, **options)]
     stop.click(None, cancels=events, **controls.QUIET)
+
+    def follow(path):
+        return [gr.update(choices=list(dict.fromkeys([*served.choices(current), path])), value=path)] * 2
+
+    checkpoint.change(follow, checkpoint, paths, **controls.QUIET)

@@ -1,45 +1,97 @@
-"""The Experts tab: which experts every token of a text went to."""
+"""The Experts tab: which experts the tokens of a text went to, of a longer text, and of several kinds of text."""
 
 import gradio as gr
 
-from deepseek import balance
-from deepseek.plots.routing import expert_load, expert_map
+from deepseek import balance, routing
+from deepseek.plots import routing as plots
+from deepseek.routing import Reading
+from deepseek.ui import kinds, longer
+from deepseek.ui.controls import QUIET
+from deepseek.ui.figure import figure
 from deepseek.ui.strip import token_strip, traced_lines
 from deepseek.ui.subject import View, look, subject_box
 
+DENSE = "This model is dense: it has no experts to choose from."
+
 
 def draw(trace):
-    """(strip value, expert map, load figure, note) of a Trace."""
+    """(strip value, path of the second token, expert map, load, balance, note, Reading) of a Trace."""
+    seen = Reading(trace.tokens, trace.routing)
     if not trace.routing:
-        return traced_lines(trace), None, None, "This model is dense: it has no experts to choose from."
+        return traced_lines(trace), None, None, None, None, DENSE, seen
     layers = [layer.layer for layer in trace.routing]
-    counts = [balance.expert_counts(layer.indices, layer.experts) for layer in trace.routing]
+    counts = routing.counts(trace.routing)
     shares = [balance.load_shares(count).tolist() for count in counts]
-    worst = max(range(len(counts)), key=lambda i: balance.max_violation(counts[i]))
+    violations = [float(balance.max_violation(count)) for count in counts]
+    worst = max(range(len(layers)), key=violations.__getitem__)
+    chosen, experts = trace.routing[0].indices.shape[1], trace.routing[0].experts
     note = (
-        f"{len(trace.ids)} tokens · least even: layer {layers[worst]}, whose busiest expert has "
-        f"{1 + float(balance.max_violation(counts[worst])):.1f} × an even share"
+        f"{len(trace.ids)} tokens, each sent to {chosen} of {experts} experts · least even: layer {layers[worst]}, "
+        f"whose busiest expert has {1 + violations[worst]:.1f} × an even share"
     )
-    return traced_lines(trace), expert_map(trace.tokens, trace.routing), expert_load(shares, layers), note
+    return (
+        traced_lines(trace),
+        path(seen, 1),
+        plots.expert_map(trace.tokens, trace.routing),
+        plots.expert_load(shares, layers),
+        plots.balance(layers, violations, [routing.soft_kl(layer) for layer in trace.routing]),
+        note,
+        seen,
+    )
 
 
-def build(model, tokenizer, text: str, first) -> View:
+def path(seen: Reading, index: int):
+    """The way of token `index` through the layers, or of the last one if there are fewer."""
+    index = min(index, len(seen.tokens) - 1)
+    return plots.token_path(seen.tokens[index], index, seen.routing)
+
+
+def build(model, tokenizer, text: str, first, checkpoint: gr.State) -> View:
     """Draws the tab with Trace `first` of `text` in it."""
-    if first.routing:
-        chosen, experts = first.routing[0].indices.shape[1], first.routing[0].experts
-        gr.Markdown(f"Every token is sent to {chosen} of {experts} experts in each layer of experts. Which ones?")
+    gr.Markdown("Every token is sent to a few experts in each layer of experts. Which ones?")
+    readings = {name: longer.read(model, tokenizer, longer.example(name)) for name in longer.EXAMPLES}
+    with gr.Tabs():
+        with gr.Tab("This text"):
+            view = this_text(text, first)
+        with gr.Tab("Longer"):
+            longer.build(model, readings["encyclopedia"], checkpoint)
+        with gr.Tab("Kinds"):
+            kinds.build(readings, checkpoint)
+    return view
+
+
+def this_text(text: str, first) -> View:
+    """The text that was just generated, or one of the reader's own."""
     box, button = subject_box(text)
-    value, figure, load, note = draw(first)
+    strip_value, path_figure, map_figure, load_figure, balance_figure, note, seen = draw(first)
+    seen = gr.State(seen, time_to_live=3600)
     colour = f"layer {first.routing[-1].layer}" if first.routing else "probability"
     help = "the text, coloured by expert; arrow keys move from one token to the next"
-    strip = token_strip("experts-strip", colour, help, value)
+    strip = token_strip("experts-strip", colour, help, strip_value)
     note = gr.Markdown(note)
+    gr.Markdown(
+        "### One token's way through the layers\nClick a token above. The larger the mark, the heavier the expert."
+    )
+    path_plot = figure(path_figure, "token-path", elem_id="token-path")
     gr.Markdown("### First expert of every token\nHover for the second one and the weights.")
-    map_plot = gr.Plot(figure, show_label=False, elem_classes="wide")
+    map_plot = figure(map_figure, "expert-map", elem_classes="wide", elem_id="expert-map")
     gr.Markdown("### How much each expert got of this text\nThe dashed line is an even load.")
-    load_plot = gr.Plot(load, show_label=False)
+    load_plot = figure(load_figure, "expert-load", elem_id="expert-load")
+    gr.Markdown(
+        "### How even that is\nMaxVio counts tokens: 0 is even, 1 is twice an even share for the busiest expert. "
+        "KL(P || U) looks at the router's scores of all experts (sigmoids in DeepSeek-V3, a softmax in others), each "
+        "token's made to sum to 1 and averaged over the text: 0 is even."
+    )
+    balance_plot = figure(balance_figure, "expert-balance", elem_id="expert-balance")
 
-    def redraw(text):
+    def select(seen, event: gr.EventData):
+        if not (seen.routing and isinstance(event.index, int) and 0 <= event.index < len(seen.tokens)):
+            return gr.skip()
+        return path(seen, event.index)
+
+    strip.select(select, seen, path_plot, show_progress="hidden", **QUIET)
+
+    def redraw(model, tokenizer, text):
         return draw(look(model, tokenizer, text))
 
-    return View(box, button, redraw, [strip, map_plot, load_plot, note])
+    return View(box, button, redraw, [strip, path_plot, map_plot, load_plot, balance_plot, note, seen])

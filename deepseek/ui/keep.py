@@ -10,21 +10,26 @@ import gradio as gr
 
 from deepseek import record
 from deepseek.sampling import LIMITS, SamplingParams
+from deepseek.ui import served
 from deepseek.ui.controls import PRESETS, QUIET, apply_preset, preset_fields, refusal
 
 MOST_PRESETS = 50
 
 
-def to_query(prompt: str, params: SamplingParams, forced: dict[int, int]) -> str:
-    """The query string of a link: the prompt, every setting that is not neutral, and a branch's tokens as place-id."""
+def to_query(prompt: str, params: SamplingParams, forced: dict[int, int], checkpoint: str = "") -> str:
+    """The query string of a link: the prompt, every setting that is not neutral, a branch's tokens as place-id, and the
+    checkpoint if one is given.
+    """
     neutral = SamplingParams()
     changed = {name: value for name, value in asdict(params).items() if value != getattr(neutral, name)}
     if forced:
         changed["force"] = [f"{place}-{token}" for place, token in sorted(forced.items())]
+    if checkpoint:
+        changed["checkpoint"] = checkpoint
     return urlencode({"prompt": prompt, **changed}, doseq=True)
 
 
-def from_query(query, vocabulary: int) -> tuple[str, SamplingParams, dict[int, int]]:
+def from_query(query, vocabulary: float) -> tuple[str, SamplingParams, dict[int, int]]:
     """(prompt, settings, forced tokens) of a link's `gr.Request.query_params`. Raises ValueError naming the one that is wrong."""
     values = {"stop": tuple(query.getlist("stop"))}
     for name, limit in LIMITS.items():
@@ -43,8 +48,9 @@ def from_query(query, vocabulary: int) -> tuple[str, SamplingParams, dict[int, i
     return query.get("prompt", ""), SamplingParams(**values), forced
 
 
-def as_file(model, generation) -> str:
+def as_file(generation) -> str:
     """A JSON file of the generation for download."""
+    model, _ = served.ready(generation.checkpoint)
     folder = Path(tempfile.mkdtemp(prefix="generation-"))
     path = folder / f"generation-seed-{generation.params.seed}.json"
     made = record.make(model, generation.prompt, generation.params, generation.tokens, generation.forced)
@@ -74,8 +80,11 @@ def named(presets: dict, name: str, values: dict) -> dict:
     return {**presets, name: values}
 
 
-def build(demo, model, generation: gr.State, preset: gr.Dropdown, settings: dict) -> None:
-    """Draws and wires presets, link and export, for the reader's `generation` and the sampler's `settings`."""
+def build(demo, generation: gr.State, preset: gr.Dropdown, settings: dict, current: str) -> None:
+    """Draws and wires presets, link and export, for the reader's `generation` and the sampler's `settings`.
+
+    A link names the checkpoint of its text if that is not the page's own, `current`.
+    """
     # Outside the accordion: what is in a closed one is not there until it is opened.
     saved = gr.BrowserState({}, storage_key="deepseek-playground-presets", secret="presets")
     with gr.Accordion("keep and share", open=False):
@@ -102,7 +111,12 @@ def build(demo, model, generation: gr.State, preset: gr.Dropdown, settings: dict
     kept = [saved, name, *(settings[field] for field in fields)]
     save.click(keep, kept, [saved, preset, name], **QUIET)
     demo.load(listed, saved, preset, **QUIET)
-    share.click(
-        lambda g: gr.update(value=to_query(g.prompt, g.params, g.forced), visible=True), generation, link, **QUIET
-    ).then(None, link, link, js="query => location.origin + location.pathname + '?' + query", **QUIET)
-    export.click(lambda g: gr.update(value=as_file(model, g), visible=True), generation, file, **QUIET)
+
+    def query(g):
+        checkpoint = "" if g.checkpoint == current else g.checkpoint
+        return gr.update(value=to_query(g.prompt, g.params, g.forced, checkpoint), visible=True)
+
+    share.click(query, generation, link, **QUIET).then(
+        None, link, link, js="query => location.origin + location.pathname + '?' + query", **QUIET
+    )
+    export.click(lambda g: gr.update(value=as_file(g), visible=True), generation, file, **QUIET)

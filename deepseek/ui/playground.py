@@ -3,14 +3,17 @@
 import random
 import time
 from dataclasses import asdict, replace
+from math import inf
 
 import gradio as gr
 
+from deepseek.config import expert_count
 from deepseek.engine import TokenTrace, stream
 from deepseek.plots.sampling import along_the_text
 from deepseek.sampling import SamplingParams
 from deepseek.trace import routers
-from deepseek.ui import controls, keep, token_detail
+from deepseek.ui import controls, keep, served, token_detail
+from deepseek.ui.figure import figure
 from deepseek.ui.strip import generated_line, head_line, token_strip
 
 EXAMPLES = [
@@ -41,6 +44,7 @@ class Generation:
         self.lines: list[str] = []  # of the token strip
         self.seconds = 0.0
         self.late = False
+        self.checkpoint = ""  # the path of the model that writes it
 
     @property
     def text(self) -> str:
@@ -73,8 +77,9 @@ def generate(model, tokenizer, prompt: str, params: SamplingParams, forced=None,
         raise controls.refusal(ValueError(f"prompt is {prompt!r:.60}; it must be text."))
     if params.seed is None:
         params = replace(params, seed=random.randrange(2**31))
-    experts = getattr(model.config, "num_local_experts", None) or 0
+    experts = expert_count(model.config)
     generation = Generation(prompt, params, forced, parent)
+    generation.checkpoint = model.name_or_path
     generation.lines.append(head_line(sorted(routers(model)), experts, prompt))
     began = shown = time.monotonic()
     tokens = stream(model, tokenizer, prompt, params, generation.forced)
@@ -97,8 +102,11 @@ def generate(model, tokenizer, prompt: str, params: SamplingParams, forced=None,
     yield generation
 
 
-def build(demo, model, tokenizer, first: Generation):
-    """Draws the tab, with `first` already in it. Returns (State with the reader's Generation, the events that end one)."""
+def build(demo, checkpoint: gr.State, first: Generation):
+    """Draws the tab, with `first` already in it. Returns (State with the reader's Generation, the events that end one).
+
+    Every text is written by the reader's `checkpoint`; when that changes the prompt is continued anew.
+    """
     state = gr.State(first, time_to_live=3600)
     selected = gr.State(0, time_to_live=3600)
     prompt = gr.Textbox(first.prompt, label="prompt", lines=2, max_lines=8)
@@ -115,7 +123,7 @@ def build(demo, model, tokenizer, first: Generation):
             back = gr.Button("Back to the text before the branch", size="sm", visible=False)
             detail = token_detail.build(first)
             with gr.Accordion("entropy and temperature along the text", open=False):
-                along = gr.Plot(along_the_text(first.tokens), show_label=False, elem_classes="wide")
+                along = figure(along_the_text(first.tokens), "along-the-text", elem_classes="wide")
             with gr.Accordion("the text as a table", open=False):
                 table = gr.Dataframe(token_detail.rows(first), headers=token_detail.HEADERS, interactive=False)
         with gr.Column(scale=2, min_width=300):
@@ -123,7 +131,7 @@ def build(demo, model, tokenizer, first: Generation):
                 seed = gr.Number(first.params.seed, label="seed", info="same seed, same text")
                 locked = gr.Checkbox(False, label="keep this seed", info="or draw a new one each time")
             preset, settings = controls.sampler_controls()
-            keep.build(demo, model, state, preset, settings)
+            keep.build(demo, state, preset, settings, checkpoint.value)
 
     def shown(generation):
         index = max(generation.forced, default=0)
@@ -134,18 +142,25 @@ def build(demo, model, tokenizer, first: Generation):
             index,
         ]
 
-    def run(prompt, seed, locked, *values):
+    def run(path, prompt, seed, locked, *values):
         params = controls.params(settings, values, seed, locked)
-        yield from streamed(generate(model, tokenizer, prompt, params))
+        yield from streamed(generate(*served.ready(path), prompt, params))
 
-    def run_again(last, seed, locked, *values):
-        yield from run(last.prompt, seed, locked, *values)
+    def run_again(path, last, seed, locked, *values):
+        yield from run(path, last.prompt, seed, locked, *values)
+
+    def run_elsewhere(path, last, prompt, *values):
+        """The text of a checkpoint just opened; a link brings its own."""
+        if last.checkpoint == path:
+            yield [gr.skip() for _ in outputs]
+        else:
+            yield from run(path, prompt, *values)
 
     def branch(last, index, event: gr.EventData):
         if not (isinstance(event.id, int) and event.id in {c.id for c in last.tokens[index].candidates}):
             raise controls.refusal(ValueError(f"candidate is {event.id!r:.40}; it must be one of the table's."))
         forced = {place: token for place, token in last.forced.items() if place < index} | {index: event.id}
-        yield from streamed(generate(model, tokenizer, last.prompt, last.params, forced, last))
+        yield from streamed(generate(*served.ready(last.checkpoint), last.prompt, last.params, forced, last))
 
     def streamed(generations):
         once = True
@@ -159,9 +174,10 @@ def build(demo, model, tokenizer, first: Generation):
     options = dict(outputs=outputs, api_visibility="private", show_progress="hidden", **MODEL)
     inputs = [seed, locked, *settings.values()]
     events = [
-        go.click(run, [prompt, *inputs], **options),
-        prompt.submit(run, [prompt, *inputs], **options),
-        again.click(run_again, [state, *inputs], **options),
+        go.click(run, [checkpoint, prompt, *inputs], **options),
+        prompt.submit(run, [checkpoint, prompt, *inputs], **options),
+        again.click(run_again, [checkpoint, state, *inputs], **options),
+        checkpoint.change(run_elsewhere, [checkpoint, state, prompt, *inputs], **options),
         detail[2].branch(branch, [state, selected], **options),
     ]
     events.append(stop.click(None, cancels=events, **controls.QUIET))
@@ -185,22 +201,32 @@ def build(demo, model, tokenizer, first: Generation):
         """A link's prompt, seed and settings into the page."""
         if "prompt" not in request.query_params:
             return [gr.skip() for _ in range(3 + len(settings))]
-        linked, params, _ = read_link(request)
+        linked, params, _ = read_link(request, inf)
         values = {**asdict(params), "stop": "\n".join(params.stop)}
         return [linked, params.seed or 0, params.seed is not None, *(values[name] for name in settings)]
 
     def run_linked(request: gr.Request):
         if "prompt" in request.query_params:
-            linked, params, forced = read_link(request)
+            model, tokenizer = linked_model(request)
+            linked, params, forced = read_link(request, model.config.vocab_size)
             yield from streamed(generate(model, tokenizer, linked, params, forced))
         else:
             yield [gr.skip() for _ in outputs]
 
-    def read_link(request):
+    def read_link(request, vocabulary):
         try:
-            return keep.from_query(request.query_params, model.config.vocab_size)
+            return keep.from_query(request.query_params, vocabulary)
         except ValueError as error:
             raise controls.refusal(error) from error
+
+    def linked_model(request):
+        try:
+            return served.chosen(request.query_params.get("checkpoint", checkpoint.value), checkpoint.value)
+        except ValueError as error:
+            raise controls.refusal(error) from error
+
+    def open_linked(request: gr.Request):
+        return linked_model(request)[0].name_or_path if "checkpoint" in request.query_params else gr.skip()
 
     linked = demo.load(restore, None, [prompt, *inputs], **controls.QUIET).success(run_linked, None, **options)
 
@@ -208,4 +234,6 @@ def build(demo, model, tokenizer, first: Generation):
         return shown(generation) if "prompt" in request.query_params else [gr.skip() for _ in range(6)]
 
     linked.then(shown_linked, state, [*detail, along, table, selected], **controls.QUIET)
+    # The last step: with the reader's checkpoint all tabs change, and by now the link's text is there.
+    linked.success(open_linked, None, checkpoint, api_visibility="private", show_progress="hidden", **MODEL)
     return state, [*events, linked]

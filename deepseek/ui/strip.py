@@ -63,3 +63,14 @@ def traced_lines(trace) -> str:
         chosen = {layer: [[e, round(w, 3)] for e, w in zip(i[index], w[index])] for layer, i, w in columns}
         lines.append(_line({"t": text, "p": probability and round(probability, 5), "e": chosen}))
     return "".join(lines)
+
+
+def attended_line(weights_T, token: int) -> str:
+    """Colours the text by what `token` looked at, in percent; the newest such line holds."""
+    return _line({"from": token, "a": [round(100 * weight) for weight in weights_T.tolist()]})
+
+
+def attended_lines(tokens: list[str], weights_T, token: int) -> str:
+    """All lines of a text coloured by what one of its tokens looked at."""
+    lines = [head_line([], 0, colours=["attention"]), *(_line({"t": text}) for text in tokens)]
+    return "".join(lines) + attended_line(weights_T, token)

@@ -1,24 +1,30 @@
-"""What the Experts and Attention tabs look at: the text just generated, or one of the reader's own."""
+"""What the Experts, Attention and Layers tabs look at: the text just generated, or one of the reader's own."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import gradio as gr
 
-from deepseek.trace import Trace, trace
+from deepseek.routing import MOST
+from deepseek.trace import Trace
+from deepseek.ui import served
 from deepseek.ui.controls import QUIET, refusal
 from deepseek.ui.playground import MODEL
 
 
 @dataclass
 class View:
-    """The parts of a tab that shows a text: `redraw(text, *choices)` makes the values of `outputs`."""
+    """The parts of a tab that shows a text: `redraw(model, tokenizer, text, *choices)` makes the values of `outputs`.
+
+    `fit(model)` gives the updates of `choices`, less a State, when the model is another one.
+    """
 
     box: gr.Textbox
     button: gr.Button
     redraw: Callable
     outputs: list
     choices: list = field(default_factory=list)
+    fit: Callable | None = None
 
 
 def look(model, tokenizer, text: str) -> Trace:
@@ -26,7 +32,9 @@ def look(model, tokenizer, text: str) -> Trace:
     try:
         if not isinstance(text, str):
             raise ValueError(f"text is {text!r:.60}; it must be text.")
-        return trace(model, tokenizer, text)
+        if len(text) > MOST:
+            raise ValueError(f"text has {len(text):,} characters; it must have at most {MOST:,}.")
+        return served.traced(model, tokenizer, text)
     except ValueError as error:
         raise refusal(error) from error
 
@@ -37,25 +45,35 @@ def subject_box(text: str):
     return box, gr.Button("Look", variant="primary")
 
 
-def connect(view: View, tab: gr.Tab, text: str, generation: gr.State, ended: list) -> None:
-    """Redraws the view when asked to, and on opening the tab if its text is another one than the `text` last drawn.
+def connect(view: View, tab: gr.Tab, text: str, checkpoint: gr.State, generation: gr.State, ended: list) -> None:
+    """Redraws the view when asked to, and on opening the tab if the reader's text or checkpoint is not the one last drawn.
 
-    After each of the events `ended` the view's text is that of the reader's `generation`.
+    It shows `text` by the page's first checkpoint now; after each of the events `ended` its text is that of `generation`.
     """
-    drawn = gr.State(text, time_to_live=3600)
-    inputs, outputs = [view.box, *view.choices], [*view.outputs, drawn]
+    drawn = gr.State((checkpoint.value, text), time_to_live=3600)
+    inputs, outputs = [checkpoint, view.box, *view.choices], [*view.outputs, drawn]
+    fitted = [choice for choice in view.choices if view.fit and not isinstance(choice, gr.State)]
     options = dict(show_progress="minimal", api_visibility="private", **MODEL)
 
-    def always(text, *choices):
-        return [*view.redraw(text, *choices), text]
+    def always(path, text, *choices):
+        return [*view.redraw(*served.ready(path), text, *choices), (path, text)]
 
-    def when_new(drawn, text, *choices):
-        return [gr.skip() for _ in outputs] if text == drawn else always(text, *choices)
+    def when_new(drawn, path, text, *choices):
+        if (path, text) == tuple(drawn):
+            return [gr.skip() for _ in [*outputs, *fitted]]
+        updates = [gr.skip() for _ in fitted]
+        if fitted and path != drawn[0]:
+            updates = view.fit(served.ready(path)[0])
+        values = [update.get("value", value) for update, value in zip(updates, choices)]
+        return [*always(path, text, *values, *choices[len(values) :]), *updates]
 
-    tab.select(when_new, [drawn, *inputs], outputs, **options)
+    tab.select(when_new, [drawn, *inputs], [*outputs, *fitted], **options)
     view.button.click(always, inputs, outputs, **options)
     view.box.submit(always, inputs, outputs, **options)
     for choice in view.choices:
-        choice.release(always, inputs, outputs, **options)
+        events = (getattr(choice, name, None) for name in ("release", "submit", "input"))
+        changed = next(filter(None, events), None)
+        if changed:  # a State is only read
+            changed(always, inputs, outputs, **options)
     for event in ended:
         event.then(lambda generation: generation.text, generation, view.box, **QUIET)

@@ -7,6 +7,7 @@ import gradio as gr
 
 from deepseek.plots.sampling import funnel
 from deepseek.plots.style import visible
+from deepseek.ui.figure import figure
 
 HEADERS = ["", "token", "probability", "rank", "entropy", "temperature", "layer:experts"]
 SCRIPT = (Path(__file__).parents[2] / "assets" / "candidates.js").read_text()
@@ -78,9 +79,9 @@ def show(generation, index: int):
 
 def build(generation):
     """Draws the panel for the first token of `generation`; returns its (heading, funnel, table)."""
-    text, figure, rows = show(generation, 0)
+    text, drawn, rows = show(generation, 0)
     head = gr.Markdown(text, elem_id="token-heading")
-    funnel = gr.Plot(figure, show_label=False, elem_classes="wide", elem_id="funnel")
+    funnel = figure(drawn, "funnel", elem_classes="wide", elem_id="funnel")
     with gr.Accordion("candidates: click one to go on from here with it instead", open=False):
         candidates = gr.HTML(html_template=TEMPLATE, js_on_load=SCRIPT, value=rows, elem_id="candidates")
     return head, funnel, candidates

@@ -1,8 +1,11 @@
 """What a reader does: generate, watch, stop, and look at the panels."""
 
 import re
+from urllib.parse import urlencode
 
+import pytest
 from playwright.sync_api import expect
+from transformers import MixtralConfig, MixtralForCausalLM
 
 
 def settle(page):
@@ -16,7 +19,7 @@ def texts(page, strip):
 def open_tab(page, name):
     tab = page.get_by_role("tab", name=name, exact=True)
     if not tab.is_visible():  # on a phone the last tabs are behind a menu
-        page.get_by_label("More tabs").click()
+        page.get_by_label("More tabs").first.click()
         tab = page.locator(".overflow-dropdown button", has_text=name)
     tab.click()
 
@@ -31,13 +34,17 @@ def plotted(page, index):
 def test_first_visit_shows_an_example(page):
     assert len(texts(page, "strip")) > 20
     open_tab(page, "Experts")
-    assert plotted(page, 0)[0]["type"] == "heatmap"
-    assert len(plotted(page, 1)) == 8
+    assert [trace["type"] for trace in plotted(page, 0)] == ["scatter", "scatter"]
+    assert plotted(page, 1)[0]["type"] == "heatmap"
+    assert len(plotted(page, 2)) == 8
     open_tab(page, "Attention")
     assert plotted(page, 0)[0]["type"] == "heatmap"
     assert len(plotted(page, 1)) == 9
     open_tab(page, "Layers")
     assert [trace["type"] for trace in plotted(page, 0)] == ["heatmap", "scatter"]
+    assert [trace["type"] for trace in plotted(page, 1)] == ["bar", "bar"]
+    assert [trace["type"] for trace in plotted(page, 2)] == ["scatter", "scatter"]
+    expect(page.get_by_text("times as much")).to_be_visible()
     open_tab(page, "Model")
     expect(page.get_by_text("cache of a token")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
@@ -57,7 +64,7 @@ def test_text_streams_and_both_panels_draw_it(page):
     expect(page.locator("#experts-strip .tokens")).to_contain_text("The little fox")
     whole = "".join(texts(page, "experts-strip"))
     assert "".join(generated).replace("⏹", "")[:60] in whole
-    names = plotted(page, 0)[0]["x"]
+    names = plotted(page, 1)[0]["x"]
     assert any("fox" in name for name in names)
     open_tab(page, "Attention")
     expect(page.locator(".js-plotly-plot:visible .xtick", has_text="fox").first).to_be_attached()
@@ -189,3 +196,108 @@ def test_compare_streams_two_texts_and_marks_where_they_part(page):
     expect(page.locator("#strip-a .diverged")).to_have_count(1)
     expect(page.locator("#strip-b .diverged")).to_have_count(1)
     expect(page.get_by_text("repeated 4 grams").first).to_be_visible()
+
+
+def slide(page, label, value):
+    box = page.get_by_label("number input for " + label, exact=True).locator("visible=true").first
+    box.fill(str(value))
+    box.press("Tab")
+
+
+def test_a_click_shows_what_a_token_looked_at(page):
+    open_tab(page, "Attention")
+    strip = page.locator("#attention-strip")
+    expect(strip.locator(".token").first).to_be_visible()
+    plot = page.locator("#attention .js-plotly-plot")
+    expect(plot).to_be_visible()
+    row = plot.evaluate("plot => [...plot._fullData[0].z[12]]")
+    strip.locator(".token").nth(12).click()
+    most = max(range(13), key=row.__getitem__)
+    title = strip.locator(".token").nth(most)
+    expect(title).to_have_attribute("title", re.compile(f"gets {row[most]} % of the attention"))
+    assert "rgba(230, 159, 0" in title.evaluate("e => getComputedStyle(e).backgroundColor")
+    shares = strip.locator(".token").evaluate_all("all => all.map(e => +/gets (\\d+) %/.exec(e.title)[1])")
+    assert shares == row
+    slide(page, "layer", 4)  # the token stays selected
+    expect(page.locator("#attention .gtitle")).to_have_text("layer 4, head 0")
+    expect(strip.locator(".detail")).to_contain_text("token 13 ")
+
+
+def test_attention_over_layers_over_ranges_and_of_a_part(page):
+    open_tab(page, "Attention")
+    maps = page.locator("#attention-maps .js-plotly-plot")
+    expect(maps.get_by_text("head 8")).to_be_visible()
+    page.get_by_text("this head in all layers").click()
+    expect(maps.get_by_text("layer 5")).to_be_visible()
+    expect(maps.get_by_text("head 8")).to_have_count(0)
+    bars = "plot => [...plot._fullData[0].y]"
+    plot = page.locator("#attention-received .js-plotly-plot")
+    before = plot.evaluate(bars)
+    slide(page, "layers from", 5)
+    page.wait_for_function("before => JSON.stringify([...document.querySelector("
+                           "'#attention-received .js-plotly-plot')._fullData[0].y]) !== before",
+                           arg=str(before).replace(" ", ""))  # fmt: skip
+    page.get_by_label("tokens", exact=True).fill("5-24")
+    page.get_by_label("tokens", exact=True).press("Enter")
+    expect(page.get_by_text("drawn: 5 to 24")).to_be_visible()
+    assert len(plot.evaluate(bars)) == 20
+    page.get_by_label("tokens", exact=True).fill("24-5")
+    page.get_by_label("tokens", exact=True).press("Enter")
+    expect(page.get_by_text("it must be a range such as").first).to_be_visible()
+
+
+@pytest.fixture(scope="module")
+def mixture(mixtral, tokenizer, tmp_path_factory):
+    """The folder of a Mixtral with other layers and heads than the demo."""
+    folder = tmp_path_factory.mktemp("models") / "mixtral"
+    model = MixtralForCausalLM(
+        MixtralConfig(**{**mixtral.config.to_dict(), "num_hidden_layers": 3, "max_position_embeddings": 1024})
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_model_opened_by_folder_is_that_of_all_tabs(page, mixture):
+    open_tab(page, "Model")
+    box = page.get_by_label("checkpoint").locator("visible=true").first
+    box.fill("/nowhere")
+    box.press("Enter")
+    page.get_by_role("button", name="Open", exact=True).click()
+    expect(page.get_by_text("neither a folder nor a Hub id").first).to_be_visible()
+    expect(page.locator("#which")).to_contain_text("assets/demo")
+    box.fill(mixture)
+    box.press("Enter")
+    page.get_by_role("button", name="Open", exact=True).click()
+    expect(page.locator("#which")).to_contain_text(mixture)
+    expect(page.get_by_text("MixtralForCausalLM")).to_be_visible()
+    open_tab(page, "Playground")
+    settle(page)
+    expect(page.locator("#token-heading")).to_contain_text("layer 0:")  # the demo's first layer has no experts
+    open_tab(page, "Attention")
+    expect(page.locator("#attention .gtitle")).to_have_text("layer 1, head 0")
+    expect(page.locator("#attention-maps .js-plotly-plot").get_by_text("head 3")).to_be_visible()
+    expect(page.locator("#attention-maps .js-plotly-plot").get_by_text("head 4")).to_have_count(0)
+    layer = page.get_by_label("range slider for layer", exact=True).locator("visible=true")
+    expect(layer).to_have_attribute("max", "2")
+    open_tab(page, "Layers")
+    expect(page.get_by_text("this model has no latents")).to_be_visible()
+    assert len(plotted(page, 0)) == 2
+    expect(page.locator("#csv-latent-norms")).to_be_hidden()
+    open_tab(page, "Experts")
+    expect(page.locator("#experts-strip .key")).to_have_count(4)
+    page.reload()  # the address holds the checkpoint
+    expect(page.locator("#which")).to_contain_text(mixture)
+
+
+def test_a_link_opens_the_checkpoint_of_its_text(page, browser, app_url, mixture):
+    link = f"{app_url}/?" + urlencode({"prompt": "Once upon", "seed": 3, "max_new_tokens": 9, "checkpoint": mixture})
+    page.goto(link)
+    expect(page.locator("#which")).to_contain_text(mixture)
+    settle(page)
+    expect(page.locator("#stats")).to_contain_text("seed 3")
+    expect(page.locator("#strip .prompt")).to_have_text("Once upon")
+    page.get_by_text("keep and share").click()
+    page.get_by_role("button", name="Make a link to this text").click()
+    made = page.locator("#link").locator("textarea, input")
+    expect(made).to_have_value(re.compile("checkpoint="))

@@ -1,0 +1,152 @@
+"""The Intervene tab: an expert switched off or forced, what the text becomes, and which experts a text needs."""
+
+import time
+
+import gradio as gr
+
+from deepseek.intervene import Change, each_step, loss_changes
+from deepseek.plots.routing import loss_change
+from deepseek.trace import routers
+from deepseek.ui import controls, served
+from deepseek.ui.compare import divergence, in_turn
+from deepseek.ui.controls import refusal
+from deepseek.ui.figure import figure
+from deepseek.ui.playground import DEADLINE, MODEL, generate
+from deepseek.ui.strip import token_strip
+
+DENSE = "This model is dense: it has no experts to switch off."
+EVERY = -1  # the choice of all layers; a dropdown takes no None
+HELP = """**Off**: the expert does not run; for each token that had chosen it, the router's next best takes its place.
+**Force**: it runs for every token, in the place of the weakest chosen one. The weights follow the router's scores and add up
+to what they did before. Nobody else's text is touched: the change holds for this text alone."""
+
+
+def choices(model) -> tuple[dict, dict]:
+    """(of the expert's dropdown, of a layer's dropdown): choices and value."""
+    router = routers(model)
+    experts = max((len(one.weight) for one in router.values()), default=0)
+    layers = [("every layer", EVERY), *((f"layer {layer}", layer) for layer in sorted(router))]
+    expert = dict(choices=[(f"expert {e}", e) for e in range(experts)], value=0 if experts else None)
+    return expert, dict(choices=layers, value=EVERY)
+
+
+def beside(model, tokenizer, prompt, params, change: Change):
+    """Yields (untouched Generation, changed Generation) while both grow in turn. Raises gr.Error."""
+    try:
+        plain = generate(model, tokenizer, prompt, params)
+        changed = each_step(model, [change], generate(model, tokenizer, prompt, params))
+        yield from in_turn([plain, changed])
+    except ValueError as error:
+        raise refusal(error) from error
+
+
+def verdict(plain, changed) -> str:
+    """One line on where two Generations part."""
+    place = divergence(plain, changed)
+    if place is None:
+        return f"The same text, all {len(plain.tokens)} tokens of it."
+    same = sum(one.id == other.id for one, other in zip(plain.tokens, changed.tokens))
+    return f"They part at token {place + 1}; {same} of {len(plain.tokens)} tokens are the same in the same place."
+
+
+def measured(model, tokenizer, text, layer: int, tell=lambda done, of: None):
+    """(figure, note) of the loss with each expert off in turn, at one layer or all. Raises gr.Error."""
+    wanted = sorted(routers(model)) if layer == EVERY else [layer]
+    if not routers(model):
+        return None, DENSE
+    rows, began = {}, time.monotonic()
+    try:
+        if not isinstance(text, str):
+            raise ValueError(f"text is {text!r:.60}; it must be text.")
+        if not set(wanted) <= set(routers(model)):
+            raise ValueError(f"layer is {layer!r:.20}; it must be one that has experts.")
+        for here, _, change in loss_changes(model, tokenizer, text, wanted):
+            rows.setdefault(here, []).append(change)
+            tell(len(rows) - 1 + len(rows[here]) / len(routers(model)[here].weight), len(wanted))
+            if time.monotonic() - began > DEADLINE:
+                raise ValueError(f"measuring took over {DEADLINE} seconds; choose one layer or a shorter text.")
+    except ValueError as error:
+        raise refusal(error) from error
+    ranked = sorted(((change, here, e) for here, row in rows.items() for e, change in enumerate(row)), reverse=True)
+    most = ", ".join(f"expert {e} of layer {here} ({change:+.3f})" for change, here, e in ranked[:3])
+    return loss_change(list(rows.values()), list(rows)), f"Needed most, in nats a token: {most}."
+
+
+def build(model, prompt: str, checkpoint: gr.State, tab: gr.Tab) -> None:
+    """Draws the tab; both panels are filled when it is first opened, and again for another checkpoint."""
+    expert_choices, layer_choices = choices(model)
+    gr.Markdown("Switch an expert off, or make every token use it. What does the model write then, from the same seed?")
+    box = gr.Textbox(prompt, label="prompt", lines=2, max_lines=6)
+    with gr.Row():
+        action = gr.Radio([("switch off", "off"), ("force", "force")], value="off", label="what to do", min_width=200)
+        expert = gr.Dropdown(**expert_choices, label="expert", min_width=120)
+        layer = gr.Dropdown(**layer_choices, label="at", min_width=120)
+        seed = gr.Number(7, label="seed of both", min_width=120)
+    with gr.Row():
+        go = gr.Button("Write both", variant="primary", min_width=120)
+        stop = gr.Button("Stop", min_width=120)
+    strips = []
+    with gr.Row():
+        for name in ("untouched", "changed"):
+            with gr.Column(min_width=320):
+                gr.Markdown(f"### {name.capitalize()}")
+                help = f"text {name}, token by token; the bar marks the first token that differs"
+                strips.append(token_strip(f"strip-{name}", "probability", help, ""))
+    note = gr.Markdown(elem_id="intervene-note")
+    with gr.Accordion("what off and force mean", open=False):
+        gr.Markdown(HELP)
+    with gr.Accordion("settings of the sampler", open=False):
+        preset, settings = controls.sampler_controls()
+        settings["max_new_tokens"].value = 64
+        controls.apply_preset(preset, settings)
+    gr.Markdown(
+        "### Which expert a text needs\nThe loss on this text with one expert off, less the loss with none off. "
+        "Above 0: the text is harder without it."
+    )
+    text = gr.Textbox(prompt + " there was a little fox. She wanted to play.", label="text", lines=2, max_lines=8)
+    where = gr.Dropdown(**layer_choices, label="experts of")
+    measure = gr.Button("Measure", variant="primary")
+    found = gr.Markdown(elem_id="needed-note")
+    plot = figure(None, "loss-change", elem_classes="wide", elem_id="loss-change")
+    drawn = gr.State("", time_to_live=3600)
+
+    def write(checkpoint, prompt, action, expert, layer, seed, *values):
+        model, tokenizer = served.ready(checkpoint)
+        params = controls.params(settings, values, seed, locked=True)
+        if not routers(model):
+            yield "", "", DENSE
+            return
+        change = Change(expert, action, None if layer == EVERY else layer)
+        for plain, changed in beside(model, tokenizer, prompt, params, change):
+            yield plain.strip, changed.strip, gr.skip()
+        yield plain.strip, changed.strip, verdict(plain, changed)
+
+    def losses(checkpoint, text, layer, progress=gr.Progress()):  # noqa: B008 (gradio looks for it there)
+        model, tokenizer = served.ready(checkpoint)
+        return measured(model, tokenizer, text, layer, lambda done, of: progress((done, of), unit="layers"))
+
+    inputs, outputs = [checkpoint, box, action, expert, layer, seed, *settings.values()], [*strips, note]
+    options = dict(api_visibility="private", show_progress="hidden", **MODEL)
+    events = [go.click(write, inputs, outputs, **options), box.submit(write, inputs, outputs, **options)]
+    loss_inputs, loss_outputs = [checkpoint, text, where], [plot, found]
+    measure.click(losses, loss_inputs, loss_outputs, api_visibility="private", **MODEL)
+
+    def write_when_new(drawn, checkpoint, *values):
+        if drawn == checkpoint:
+            yield [gr.skip() for _ in outputs]
+        else:
+            yield from write(checkpoint, *values)
+
+    def losses_when_new(drawn, checkpoint, *values):
+        return [gr.skip(), gr.skip()] if drawn == checkpoint else losses(checkpoint, *values)
+
+    first = tab.select(write_when_new, [drawn, *inputs], outputs, **options)
+    second = first.then(losses_when_new, [drawn, *loss_inputs], loss_outputs, api_visibility="private", **MODEL)
+    second.then(lambda checkpoint: checkpoint, checkpoint, drawn, **controls.QUIET)
+    stop.click(None, cancels=[*events, first], **controls.QUIET)
+
+    def fit(checkpoint):
+        expert, layer = (gr.update(**each) for each in choices(served.ready(checkpoint)[0]))
+        return expert, layer, layer
+
+    checkpoint.change(fit, checkpoint, [expert, layer, where], **controls.QUIET)

@@ -1,0 +1,169 @@
+"""The Train tab's own functions, and the endpoints of training on the running app."""
+
+import json
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+
+from deepseek import runs
+from deepseek.history import History
+from deepseek.train import TrainConfig
+from deepseek.ui import permit, settings, watch
+
+
+@pytest.fixture
+def visitor(monkeypatch):
+    """A reader of a public Space whose owner has a secret."""
+    monkeypatch.setenv("SPACE_ID", "somebody/space")
+    monkeypatch.setenv("OWNER_SECRET", "geheim ü")
+
+
+def small(**changes):
+    return TrainConfig(**{"preset": "tiny", "steps": 300, "root": "nowhere", "name": "mine", **changes})
+
+
+def test_a_visitor_starts_a_small_run_only(visitor):
+    permit.check(small(), "")
+    permit.check(small(data=["nowhere/mine/data/text.txt"]), "wrong")
+    for changes, named in (
+        ({"steps": 301}, "steps is 301"),
+        ({"preset": "demo"}, "preset is 'demo'"),
+        ({"batch_size": 64}, "batch_size is 64"),
+        ({"start_from": "assets/demo"}, "start_from is"),
+        ({"tokenizer": "name/model"}, "tokenizer is"),
+        ({"valid": ["/etc/passwd"]}, "valid is"),
+        ({"data": ["builtin", "/etc/passwd"]}, "data is '/etc/passwd'"),
+        ({"data": ["nowhere/mine/data/../config.json"]}, "data is"),
+        ({"data": ["name/dataset"]}, "data is 'name/dataset'"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            permit.check(small(**changes), "wrong")
+        permit.check(small(**changes), "geheim ü")
+
+
+def test_without_a_secret_nobody_is_the_owner_and_at_home_everybody(monkeypatch):
+    monkeypatch.setenv("SPACE_ID", "somebody/space")
+    monkeypatch.delenv("OWNER_SECRET", raising=False)
+    with pytest.raises(ValueError, match="steps"):
+        permit.check(small(steps=301), "")
+    monkeypatch.delenv("SPACE_ID")
+    permit.check(small(steps=301, preset="seed", data=["name/dataset"]), "")
+
+
+def values(**changes):
+    """What the form sends for a config of defaults."""
+    config = asdict(TrainConfig())
+    lists = {name: "\n".join(map(str, config[name])) for name in ("shares", "valid")}
+    form = {name: value for name, value in config.items() if name not in ("root", "data")}
+    return {**form, **lists, "name": "mine", "source": settings.SOURCES[0], "file": None, "hub": "", **changes}
+
+
+def test_the_form_becomes_the_settings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert settings.config(values(), "") == TrainConfig(name="mine")
+    made = settings.config(values(steps=7, valid="a.txt\n\n b.txt ", shares="1.0"), "")
+    assert (made.steps, made.valid, made.shares) == (7, ["a.txt", "b.txt"], [1.0])
+    made = settings.config(values(source=settings.SOURCES[2], hub=" name/data "), "")
+    assert made.data == ["name/data"]
+    for changes, named in (
+        ({"steps": None}, "steps is None"),
+        ({"lr": "x"}, "lr is 'x'"),
+        ({"shares": "x"}, "shares is 'x'"),
+        ({"name": "../up"}, "name is '../up'"),
+        ({"source": settings.SOURCES[1]}, "no file"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            settings.config(values(**changes), "")
+
+
+def test_an_uploaded_file_is_kept_with_its_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "notes.txt"
+    file.write_text("some text")
+    upload = dict(source=settings.SOURCES[1], file=str(file))
+    made = settings.config(values(**upload), "")
+    assert Path(made.data[0]).read_text() == "some text"
+    assert Path(made.data[0]).parent == made.run / "data"
+    with pytest.raises(ValueError, match="'mine'"):
+        settings.config(values(**upload), "")
+    with pytest.raises(ValueError, match="name is"):
+        settings.config(values(**upload, name="../up"), "")
+    assert not (tmp_path / "up").exists()
+    monkeypatch.setattr(settings, "LARGEST", 5)
+    with pytest.raises(ValueError, match="1 GB at most"):
+        settings.config(values(**upload, name="other"), "")
+
+
+def test_what_is_told_of_a_run():
+    ended = dict(state="killed", reason="its process was killed or crashed", step=20, steps=80, begun=0.0)
+    run = runs.Run(name="r", folder=Path("runs/r"), config={}, checkpoint=Path("runs/r/step-000010"), **ended)
+    assert "killed or crashed" in watch.trouble(run) and "step-000010" in watch.trouble(run)
+    assert "width: 25.0%" in watch.progress(run, History())
+    history = History()
+    for step in range(1, 61):
+        load = [[0.25, 0.25, 0.25, 0.25], [0.5, 0.5, 0.0, 0.0]]
+        figures = dict(loss=1.0, load_balancing_loss=0.1, lr=0.1, grad_norm=1.0, tokens_per_second=10.0)
+        history.add([{"step": step, **figures, "tokens": 10 * step, "load": load, "max_violation": [0, 1]}])
+        assert ("Dead experts** " in watch.alarm(history)) == (step >= 50)
+    assert "layer 2 expert 2, layer 2 expert 3" in watch.alarm(history)
+    assert watch.duration(59) == "59 s" and watch.duration(3700) == "1 h 1 min"
+
+
+def test_a_resumed_run_is_read_from_its_beginning(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "ROOT", str(tmp_path))
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "config.json").write_text('{"steps": 9}')
+    figures = dict(
+        load_balancing_loss=0, lr=0, grad_norm=0, tokens_per_second=1, tokens=1, load=[[1]], max_violation=[0]
+    )
+
+    def line(step, loss):
+        return json.dumps({"step": step, "loss": loss, **figures}) + "\n"
+
+    file = tmp_path / "r" / "metrics.jsonl"
+    seen = watch.Watch()
+    file.write_text(line(1, 5) + line(2, 4) + line(3, 3) + '{"step": 4')
+    seen.read("r")
+    assert seen.history.series["loss"] == [5, 4, 3]
+    file.write_text(line(1, 5) + line(2, 4.5))
+    seen.read("r")
+    assert seen.history.series["loss"] == [5, 4.5]
+
+
+def test_endpoints_start_tell_and_stop(training_app):
+    url, root = training_app
+    client = Client(url, verbose=False)
+    endpoints = client.view_api(return_format="dict")["named_endpoints"]
+    for name in ("/train_start", "/train_status", "/train_stop"):
+        assert all(parameter["parameter_has_default"] for parameter in endpoints[name]["parameters"])
+        assert endpoints[name]["description"]
+    for wrong, named in (
+        ({"steps": 0}, "steps is 0"),
+        ({"preset": "huge"}, "preset is 'huge'"),
+        ({"name": "a/b"}, "a/b"),
+    ):
+        with pytest.raises(AppError, match=named):
+            client.predict(**wrong, api_name="/train_start")
+    with pytest.raises(AppError, match="run is 'none'"):
+        client.predict(name="none", api_name="/train_status")
+    begun = client.predict(
+        steps=100_000, context=32, batch_size=2, lr=1e-3, checkpoint_every=10, api_name="/train_start"
+    )
+    assert begun["state"] == "running" and begun["steps"] == 100_000
+    with pytest.raises(AppError, match=begun["name"]):
+        client.predict(api_name="/train_start")
+    until = time.monotonic() + 120
+    while client.predict(api_name="/train_status")["step"] < 12 and time.monotonic() < until:
+        time.sleep(1)
+    client.predict(api_name="/train_stop")
+    while client.predict(api_name="/train_status")["state"] == "running" and time.monotonic() < until:
+        time.sleep(0.3)
+    status = client.predict(name=begun["name"], api_name="/train_status")
+    assert status["state"] == "stopped" and status["metrics"]["step"] == status["step"] >= 12
+    assert os.path.basename(status["checkpoint"]) == f"step-{status['step']:06d}"
+    assert (root / begun["name"]).is_dir()
