@@ -7,7 +7,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # the page works wit
 
 import gradio as gr
 
-from deepseek.ui import page, served
+from deepseek.ui import page, playground, served
 
 SYSTEM_FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif"]
 THEME = gr.themes.Default(
@@ -23,6 +23,7 @@ def main():
     except ValueError as error:
         sys.exit(f"error: {error}")
     demo = page.build(model, tokenizer)
+    served.start_workers(playground.PLACES, playground.THREADS, model.name_or_path)
     demo.queue(max_size=32).launch(theme=THEME, css_paths="assets/style.css", footer_links=["api"], max_file_size="1gb")
 
 

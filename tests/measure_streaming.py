@@ -43,13 +43,13 @@ def engine(model, tokenizer, seed: int, record: bool) -> float:
 
 def browser(page, seed: int) -> float:
     page.goto(f"http://127.0.0.1:{PORT}/?" + urlencode({"prompt": PROMPT, **SETTINGS, "seed": seed}))
-    page.wait_for_timeout(1500)
-    page.wait_for_function("document.querySelector('#stats').innerText.includes('ended by')")
+    ended = f"document.querySelector('#stats')?.innerText.includes('seed {seed} · ended by')"
+    page.wait_for_function(ended, timeout=120_000)  # the link's own text
     page.wait_for_timeout(1500)
     page.evaluate(WATCH)
     page.get_by_role("button", name="Generate", exact=True).click()
-    page.wait_for_timeout(500)
-    page.wait_for_function("document.querySelector('#stats').innerText.includes('ended by')", timeout=120_000)
+    page.wait_for_function("stamps.length > 1", timeout=120_000)
+    page.wait_for_function(ended, timeout=120_000)
     stamps = [stamp for stamp in page.evaluate("stamps") if stamp[1] > 0]
     stamps = stamps[stamps.index(min(stamps, key=lambda stamp: stamp[1])) :]  # from where the new text begins
     (start, first), (end, last) = stamps[0], stamps[-1]

@@ -1,12 +1,9 @@
 """The page's own functions, and its named endpoints on the running app."""
 
 import json
-import os
 import shutil
 import threading
-import time
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 
 import gradio as gr
 import numpy as np
@@ -17,7 +14,7 @@ from starlette.datastructures import QueryParams
 from test_trace import families
 from transformers import AutoModelForCausalLM
 
-from deepseek import SamplingParams, load, stream, trace
+from deepseek import SamplingParams, held, load, stream, trace
 from deepseek.ui import about, attention, compare, controls, experts, keep, playground, served, strip
 from deepseek.ui import layers as layer_tab
 
@@ -288,50 +285,13 @@ def test_a_range_of_tokens_is_counted_from_one():
 # Checkpoints
 
 
-@pytest.fixture
-def nothing_held(monkeypatch):
-    monkeypatch.setattr(served, "_held", type(served._held)())
-
-
-def test_what_is_opened_is_held_and_no_more_than_three(checkpoint, tmp_path, nothing_held):
-    paths = [str(shutil.copytree(checkpoint, tmp_path / name)) for name in "abcd"]
-    first = served.opened(paths[0])
-    assert served.opened(paths[0])[0] is first[0]
-    for path in paths[1:3]:
-        served.opened(path)
-    assert served.opened(paths[0])[0] is first[0]
-    served.opened(paths[3])
-    assert list(served._held) == [paths[2], paths[0], paths[3]]
-
-
-def test_a_folder_written_anew_is_opened_anew_and_one_that_is_gone_still_serves(checkpoint, tmp_path, nothing_held):
-    folder = tmp_path / "step-000100"
-    shutil.copytree(checkpoint, folder)
-    one = served.opened(str(folder))
-    shutil.rmtree(folder)
-    assert served.opened(str(folder))[0] is one[0]
-    shutil.copytree(checkpoint, folder)
-    os.utime(folder, ns=(1, 1))
-    assert served.opened(str(folder))[0] is not one[0]
-
-
-def test_readers_at_once_open_a_checkpoint_once(checkpoint, nothing_held, monkeypatch):
-    calls = []
-    monkeypatch.setattr(served, "load", lambda path, **_: calls.append(path) or time.sleep(0.2) or load(path))
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(served.opened, [checkpoint] * 4))
-    assert calls == [checkpoint] and len({id(model) for model, _ in found}) == 1
-
-
 @pytest.mark.parametrize("path", ["/etc", "tests", "", None, 5, "a/b/c"])
 def test_what_is_no_checkpoint_is_refused(path):
     with pytest.raises(ValueError, match="^checkpoint "):
         served.chosen(path, "assets/demo")
 
 
-def test_a_public_space_opens_no_folder_but_runs_and_only_small_models_of_the_hub(
-    checkpoint, tmp_path, nothing_held, monkeypatch
-):
+def test_a_public_space_opens_no_folder_but_runs_and_only_small_models_of_the_hub(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setenv("SPACE_ID", "somebody/space")
     with pytest.raises(ValueError, match="here it must be one of .*, or a Hub id"):
         served.chosen(checkpoint, "assets/demo")
@@ -342,6 +302,6 @@ def test_a_public_space_opens_no_folder_but_runs_and_only_small_models_of_the_hu
     with pytest.raises(ValueError, match="here it must be one of"):
         served.chosen(f"{commits[0]}/../step-000100", "assets/demo")
     limits = []
-    monkeypatch.setattr(served, "load", lambda path, most: limits.append(most) or load(checkpoint))
+    monkeypatch.setattr(held, "load", lambda path, most: limits.append(most) or load(checkpoint))
     served.chosen("somebody/model", "assets/demo")
     assert limits == [served.PUBLIC_LIMIT]

@@ -4,7 +4,7 @@ import time
 
 import gradio as gr
 
-from deepseek.intervene import Change, each_step, loss_changes
+from deepseek.intervene import Change, loss_changes
 from deepseek.plots.routing import loss_change
 from deepseek.trace import routers
 from deepseek.ui import controls, served
@@ -34,7 +34,7 @@ def beside(model, tokenizer, prompt, params, change: Change):
     """Yields (untouched Generation, changed Generation) while both grow in turn. Raises gr.Error."""
     try:
         plain = generate(model, tokenizer, prompt, params)
-        changed = each_step(model, [change], generate(model, tokenizer, prompt, params))
+        changed = generate(model, tokenizer, prompt, params, changes=[change])
         yield from in_turn([plain, changed])
     except ValueError as error:
         raise refusal(error) from error
@@ -118,7 +118,7 @@ def build(model, prompt: str, checkpoint: gr.State, tab: gr.Tab) -> None:
             return
         change = Change(expert, action, None if layer == EVERY else layer)
         for plain, changed in beside(model, tokenizer, prompt, params, change):
-            yield plain.strip, changed.strip, gr.skip()
+            yield plain.strip, changed.strip, ""
         yield plain.strip, changed.strip, verdict(plain, changed)
 
     def losses(checkpoint, text, layer, progress=gr.Progress()):  # noqa: B008 (gradio looks for it there)

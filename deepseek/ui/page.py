@@ -1,8 +1,5 @@
 """The whole page: tabs side by side, and what one tab tells another."""
 
-import os
-import sys
-
 import gradio as gr
 import torch
 
@@ -29,11 +26,7 @@ INTRO = "# Watch a mixture of experts think, token by token"
 
 def build(model, tokenizer) -> gr.Blocks:
     """The page over one model. A first text is generated now, so that every panel has something to show."""
-    # Jobs on the model share the cores: with a thread a core for each of them they would wait for one another.
-    sys.setswitchinterval(
-        0.0005
-    )  # the engine gives up the interpreter at every tensor operation and wants it back soon
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // playground.PLACES))
+    torch.set_num_threads(playground.THREADS)
     params = SamplingParams(**controls.PRESETS[controls.FIRST], max_new_tokens=64, seed=7)
     *_, first = playground.generate(model, tokenizer, playground.EXAMPLES[0], params)
     seen = trace(model, tokenizer, first.text)

@@ -1,5 +1,6 @@
 """The Playground tab: a prompt, the sampler, the text token by token, and the selected token."""
 
+import os
 import random
 import time
 from dataclasses import asdict, replace
@@ -8,7 +9,7 @@ from math import inf
 import gradio as gr
 
 from deepseek.config import expert_count
-from deepseek.engine import TokenTrace, stream
+from deepseek.engine import TokenTrace
 from deepseek.plots.sampling import along_the_text
 from deepseek.sampling import SamplingParams
 from deepseek.trace import routers
@@ -27,6 +28,7 @@ EXAMPLES = [
 REDRAW = 0.15  # seconds between two updates of the page; more often costs the engine and pegs the browser
 DEADLINE = 120  # seconds that one text may take
 PLACES = 2  # jobs on the model at a time
+THREADS = max(1, (os.cpu_count() or 1) // PLACES)  # of each: with a thread a core they would wait for one another
 MODEL = dict(concurrency_id="model", concurrency_limit=PLACES)  # all work on the model shares these places in the queue
 
 
@@ -71,8 +73,8 @@ class Generation:
         return " · ".join(parts)
 
 
-def generate(model, tokenizer, prompt: str, params: SamplingParams, forced=None, parent=None):
-    """Yields the Generation at most every REDRAW seconds while it grows, and at its end. Raises gr.Error."""
+def generate(model, tokenizer, prompt: str, params: SamplingParams, forced=None, parent=None, changes=()):
+    """Yields the Generation, written under `changes`, at most every REDRAW seconds and at its end. Raises gr.Error."""
     if not isinstance(prompt, str):
         raise controls.refusal(ValueError(f"prompt is {prompt!r:.60}; it must be text."))
     if params.seed is None:
@@ -82,7 +84,7 @@ def generate(model, tokenizer, prompt: str, params: SamplingParams, forced=None,
     generation.checkpoint = model.name_or_path
     generation.lines.append(head_line(sorted(routers(model)), experts, prompt))
     began = shown = time.monotonic()
-    tokens = stream(model, tokenizer, prompt, params, generation.forced)
+    tokens = served.stream(model, tokenizer, prompt, params, generation.forced, changes)
     try:
         for token in tokens:
             generation.tokens.append(token)

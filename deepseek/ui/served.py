@@ -1,25 +1,28 @@
 """The checkpoints that readers may open, and the few that are held open.
 
-A reader's page keeps the path of its checkpoint in a gr.State; the models are held here, shared by all readers.
+A reader's page keeps the path of its checkpoint in a gr.State; the models are held here, shared by all readers. Texts are
+written in processes of their own once `start_workers` was called.
 """
 
-import os
-import threading
-from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from deepseek.checkpoint import CheckpointError, commits, load
+from deepseek import engine
+from deepseek.checkpoint import CheckpointError, commits
+from deepseek.engine import TokenTrace
+from deepseek.held import Held
+from deepseek.intervene import Change, each_step
 from deepseek.trace import Trace, trace
 from deepseek.ui import permit
 from deepseek.ui.controls import refusal
+from deepseek.worker import Workers
 
 DEMO = "assets/demo"
 RUNS = Path("deepseek_checkpoints")
-MOST_HELD = 3  # models in memory at a time, besides those that a job still works on
 PUBLIC_LIMIT = 2 * 2**30  # bytes of memory that a model from the Hub may take on a public Space
-_held: OrderedDict[str, tuple] = OrderedDict()  # path -> (its time on disk, model, tokenizer), the latest used last
-_guard, _opening = threading.Lock(), threading.Lock()
+_held = Held(3)
+_workers: Workers | None = None
 
 
 def choices(current: str) -> list[str]:
@@ -30,32 +33,12 @@ def choices(current: str) -> list[str]:
 
 
 def opened(path: str, most: int | None = None):
-    """(model, tokenizer) of a checkpoint that has both, kept for the next who asks.
-
-    A folder that was written anew is opened anew; one that is gone is served as long as it is held. A Hub id is
-    refused if it needs more than `most` bytes. Raises CheckpointError.
-    """
-    time = os.stat(path).st_mtime_ns if os.path.isdir(path) else None
-    found = _if_held(path, time)
-    if not found:
-        with _opening:  # one at a time: two readers may ask for the same one
-            found = _if_held(path, time) or load(path, most=most)
-        if found[1] is None:
-            raise CheckpointError(f"checkpoint {path!r} has no tokenizer.")
-        with _guard:
-            _held[path] = time, *found
-            while len(_held) > MOST_HELD:
-                _held.popitem(last=False)
+    """(model, tokenizer) of a checkpoint, kept for the next who asks: see `Held.open`."""
+    known = path in _held
+    found = _held.open(path, most)
+    if not known:
         traced.cache_clear()  # traces hold on to their models
     return found
-
-
-def _if_held(path: str, time: int | None):
-    with _guard:
-        if path in _held and time in (None, _held[path][0]):
-            _held.move_to_end(path)
-            return _held[path][1:]
-    return None
 
 
 def ready(checkpoint: str):
@@ -87,3 +70,16 @@ def chosen(path: str, current: str):
 def traced(model, tokenizer, text: str) -> Trace:
     """The trace of a text. Raises ValueError for one that cannot be read."""
     return trace(model, tokenizer, text)
+
+
+def start_workers(places: int, threads: int, checkpoint: str) -> None:
+    """From now on `stream` writes in processes of their own, which begin by opening `checkpoint`."""
+    global _workers
+    _workers = Workers(places, threads, checkpoint)
+
+
+def stream(model, tokenizer, prompt, params, forced=None, changes: Iterable[Change] = ()) -> Iterator[TokenTrace]:
+    """`engine.stream` by a model that `opened` gave, under `changes`."""
+    if _workers:
+        return _workers.stream(model.name_or_path, prompt, params, forced, changes)
+    return each_step(model, changes, engine.stream(model, tokenizer, prompt, params, forced))

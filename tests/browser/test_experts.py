@@ -29,7 +29,9 @@ def button(page, name):
 
 
 def visible_box(page, label):
-    return page.get_by_label(label, exact=True).locator("visible=true").first
+    """The field of this label, which for the browser also holds the line of explanation below it."""
+    name = page.locator("[data-testid=block-info]", has_text=re.compile(f"^\\s*{label}\\s*$"))
+    return page.locator(".block", has=name).locator("textarea, input").locator("visible=true").first
 
 
 def inside(page):
@@ -119,7 +121,10 @@ def test_an_expert_is_switched_off_and_forced(page, demo):
     page.get_by_role("option", name="expert 3", exact=True).click()
     visible_box(page, "at").click()
     page.get_by_role("option", name="layer 2", exact=True).click()
+    page.locator("#strip-changed .token").nth(9).click()
+    expect(page.locator("#strip-changed .detail")).to_contain_text("token 10 ")
     button(page, "Write both").click()
+    expect(page.locator("#strip-changed .detail")).to_have_text("")  # another text, with no token chosen
     page.locator("#strip-changed").get_by_label("colour the tokens by").select_option("layer 2")
     expect(page.locator("#strip-changed .token").nth(63)).to_be_attached()
     assert texts(page, "strip-untouched") == before
@@ -138,7 +143,7 @@ def test_a_dense_model_has_no_experts_anywhere(page, app_url, tokenizer, tmp_pat
     folder = tmp_path_factory.mktemp("dense")
     config = LlamaConfig(
         vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=64, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+        max_position_embeddings=512, bos_token_id=0, eos_token_id=0, pad_token_id=0,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

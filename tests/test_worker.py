@@ -1,0 +1,96 @@
+"""Decoding in processes of its own: the same tokens, stopped, refused and replaced as one would wish."""
+
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import pytest
+
+from deepseek import SamplingParams, load, stream
+from deepseek.intervene import Change, each_step
+from deepseek.worker import Workers
+
+PARAMS = SamplingParams(temperature=0.9, top_k=40, seed=5, max_new_tokens=20)
+
+
+@pytest.fixture(scope="module")
+def workers(checkpoint):
+    workers = Workers(2, 1, checkpoint)
+    yield workers
+    workers.close()
+
+
+@pytest.fixture(scope="module")
+def here(checkpoint):
+    return load(checkpoint)
+
+
+def ids(tokens):
+    return [token.id for token in tokens]
+
+
+def test_the_tokens_are_those_of_this_process(workers, checkpoint, here):
+    there, expected = list(workers.stream(checkpoint, "Once", PARAMS)), list(stream(*here, "Once", PARAMS))
+    assert len(there) == 20
+    for one, other in zip(there, expected):
+        one.milliseconds = other.milliseconds
+    assert there == expected
+
+
+def test_forced_tokens_and_changes_of_experts_go_along(workers, checkpoint, here):
+    there = workers.stream(checkpoint, "Once", PARAMS, {3: 7}, [Change(1, "off")])
+    expected = list(each_step(here[0], [Change(1, "off")], stream(*here, "Once", PARAMS, {3: 7})))
+    assert ids(there) == ids(expected) != ids(stream(*here, "Once", PARAMS, {3: 7}))
+    assert all(expert != 1 for token in expected for chosen in token.experts.values() for expert, _ in chosen)
+
+
+def test_a_closed_text_stops_and_its_process_writes_the_next(workers, checkpoint, here):
+    expected = ids(stream(*here, "Once", PARAMS))
+    for taken in (1, 3, 19, 20):
+        tokens = workers.stream(checkpoint, "Once", PARAMS)
+        assert ids(islice(tokens, taken)) == expected[:taken]
+        tokens.close()
+        assert ids(workers.stream(checkpoint, "Once", PARAMS)) == expected
+    assert workers.idle.qsize() == 2
+
+
+def test_a_refusal_comes_through_and_the_process_goes_on(workers, checkpoint):
+    for _ in range(3):
+        with pytest.raises(ValueError, match="prompt is empty"):
+            list(workers.stream(checkpoint, " ", PARAMS))
+        with pytest.raises(ValueError, match="neither a folder nor a Hub id"):
+            list(workers.stream("nowhere", "Once", PARAMS))
+    assert len(list(workers.stream(checkpoint, "Once", PARAMS))) == 20
+
+
+def test_more_texts_than_places_are_written_at_once(workers, checkpoint, here):
+    prompts = ["Once", "fox", "the hill", "dogs"]
+    with ThreadPoolExecutor(4) as pool:
+        there = list(pool.map(lambda prompt: ids(workers.stream(checkpoint, prompt, PARAMS)), prompts))
+    assert there == [ids(stream(*here, prompt, PARAMS)) for prompt in prompts]
+    assert workers.idle.qsize() == 2
+
+
+def test_a_killed_process_is_told_of_and_replaced(workers, checkpoint):
+    workers.idle.get().end()  # so that the text is the other's
+    victim = workers.idle.get()
+    workers.idle.put(victim)
+    tokens = workers.stream(checkpoint, "Once", PARAMS)
+    os.kill(victim.process.pid, signal.SIGKILL)
+    with pytest.raises(ValueError, match="process ended before its text"):
+        list(tokens)
+    assert len(list(workers.stream(checkpoint, "Once", PARAMS))) == 20
+
+
+def test_a_process_ends_with_the_one_that_made_it(checkpoint):
+    workers = Workers(1, 1, checkpoint)
+    worker = workers.idle.get()
+    next(tokens := worker.stream(checkpoint, "Once", PARAMS, {}, []))
+    worker.connection.close()
+    deadline = time.monotonic() + 30
+    while worker.process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert worker.process.poll() is not None
+    tokens.close()
