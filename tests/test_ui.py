@@ -73,6 +73,13 @@ def test_trace_is_that_of_the_model(client, demo):
         assert layer["max_violation"] == pytest.approx(8 * max(shares) - 1, abs=1e-4)
         mean = (routed.scores / routed.scores.sum(-1, keepdim=True)).mean(0)
         assert layer["kl"] == pytest.approx(float((mean * (8 * mean).log()).sum()), abs=1e-4)
+        taken = [(routed.indices == expert).any(1).sum().item() for expert in range(8)]
+        assert [sum(times for _, times, _ in texts) for texts in layer["favourites"]] == taken  # of a text this short
+        assert [row[expert] for expert, row in enumerate(layer["together"])] == [None] * 8
+    first = [routed.indices[:, 0].tolist() for routed in seen.routing]
+    for place, expert, following, tokens in answer["flow"]:
+        assert tokens == list(zip(first[place], first[place + 1])).count((expert, following))
+    assert sum(step[3] for step in answer["flow"]) == len(seen.ids) * (len(seen.routing) - 1)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The panels about experts on every kind of model, and the functions behind them."""
 
 import math
+import re
 
 import gradio as gr
 import pytest
@@ -92,7 +93,7 @@ def test_both_texts_mark_where_they_part(model, tokenizer):
 @pytest.mark.parametrize(
     "work, refusal",
     [
-        (lambda *model: longer.read(*model, "a" * 20_001), "^'?text has 20,001 characters"),
+        (lambda *model: longer.read(*model, "a" * 20_001), "text has 20,001 characters"),
         (lambda *model: longer.read(*model, ""), "text is empty"),
         (lambda *model: longer.read(*model, 5), "text is 5; it must be text"),
         (lambda *model: intervene.measured(*model, 5, intervene.EVERY), "text is 5; it must be text"),
@@ -104,8 +105,9 @@ def test_both_texts_mark_where_they_part(model, tokenizer):
     ],
 )
 def test_refusals_are_one_sentence(model, tokenizer, work, refusal):
-    with pytest.raises(gr.Error, match=refusal):
+    with pytest.raises(gr.Error) as caught:
         work(model, tokenizer)
+    assert re.match(refusal, caught.value.message)
 
 
 def test_an_uploaded_file_is_text_of_a_bounded_length(tmp_path):

@@ -26,6 +26,8 @@ def as_data(seen: Trace) -> dict:
                 "load": balance.load_shares(counts).tolist(),
                 "max_violation": float(balance.max_violation(counts)),
                 "kl": statistics.soft_kl(layer),
+                "favourites": statistics.favourites(seen.tokens, layer),
+                "together": [[None if x != x else x for x in row] for row in statistics.co_firing(layer).tolist()],
             }
         )
     try:
@@ -38,6 +40,7 @@ def as_data(seen: Trace) -> dict:
         "tokens": seen.tokens,
         "probabilities": seen.probabilities,
         "routing": routing,
+        "flow": statistics.flow(seen.routing),
         "lens": lens
         and {
             "choices": lens.choices.tolist(),
@@ -106,9 +109,11 @@ def build(checkpoint: str) -> None:
 
     def trace(text: str, attention_layer: int = -1) -> dict:
         """What the model does with a text: {"ids", "tokens", "probabilities", "routing": [{"layer", "indices",
-        "weights", "load", "max_violation", "kl"}], "lens": {"choices", "texts", "probabilities", "first_lead"} (layers +
-        1 x tokens) or null, "cache": {"bytes", "uncompressed", "raw_norms", "kept_norms"} (layers x tokens)}, and with
-        attention_layer from 0 on "attention" (heads x tokens x tokens).
+        "weights", "load", "max_violation", "kl", "favourites" (an expert: [text, times taken, times there]), "together"
+        (experts x experts, 1 is independence)}], "flow": [[layer's place, expert, next layer's expert, tokens]], "lens":
+        {"choices", "texts", "probabilities", "first_lead"} (layers + 1 x tokens) or null, "cache": {"bytes",
+        "uncompressed", "raw_norms", "kept_norms"} (layers x tokens)}, and with attention_layer from 0 on "attention"
+        (heads x tokens x tokens).
         """
         model, tokenizer = served.ready(checkpoint)
         layers = model.config.num_hidden_layers

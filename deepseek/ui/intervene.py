@@ -31,13 +31,9 @@ def choices(model) -> tuple[dict, dict]:
 
 
 def beside(model, tokenizer, prompt, params, change: Change):
-    """Yields (untouched Generation, changed Generation) while both grow in turn. Raises gr.Error."""
-    try:
-        plain = generate(model, tokenizer, prompt, params)
-        changed = generate(model, tokenizer, prompt, params, changes=[change])
-        yield from in_turn([plain, changed])
-    except ValueError as error:
-        raise refusal(error) from error
+    """`in_turn` of the untouched text and the changed one."""
+    plain = generate(model, tokenizer, prompt, params)
+    return in_turn([plain, generate(model, tokenizer, prompt, params, changes=[change])])
 
 
 def verdict(plain, changed) -> str:
