@@ -31,7 +31,7 @@ def test_a_visitor_starts_a_small_run_only(visitor):
     permit.check(small(), "")
     permit.check(small(data=["nowhere/mine/data/text.txt"]), "wrong")
     for changes, named in (
-        ({"steps": 301}, "steps is 301"),
+        ({"steps": 1201}, "steps is 1201"),
         ({"preset": "demo"}, "preset is 'demo'"),
         ({"batch_size": 64}, "batch_size is 64"),
         ({"start_from": "assets/demo"}, "start_from is"),
@@ -50,9 +50,9 @@ def test_without_a_secret_nobody_is_the_owner_and_at_home_everybody(monkeypatch)
     monkeypatch.setenv("SPACE_ID", "somebody/space")
     monkeypatch.delenv("OWNER_SECRET", raising=False)
     with pytest.raises(ValueError, match="steps"):
-        permit.check(small(steps=301), "")
+        permit.check(small(steps=1201), "")
     monkeypatch.delenv("SPACE_ID")
-    permit.check(small(steps=301, preset="seed", data=["name/dataset"]), "")
+    permit.check(small(steps=1201, preset="seed", data=["name/dataset"]), "")
 
 
 def values(**changes):
