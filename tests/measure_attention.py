@@ -50,7 +50,9 @@ def main():
             page.wait_for_function("document.querySelector('#attention .js-plotly-plot')?._fullData")
             seconds, sizes = [], []
             for start in range(0, 100 * ROUNDS, 100):
-                ids = tokenizer(words[start:])["input_ids"][1 : most - 4]  # read again, a cut word may take a token more
+                ids = tokenizer(words[start:])["input_ids"][
+                    1 : most - 4
+                ]  # read again, a cut word may take a token more
                 text = tokenizer.decode(ids)
                 tokens = len(tokenizer(text)["input_ids"])
                 page.get_by_role("tabpanel", name="Attention").get_by_label("text", exact=False).first.fill(text)

@@ -7,8 +7,9 @@ import torch
 from test_model import VARIANTS, assert_close, logits_of, make, randomize, tokens
 
 from deepseek.config import preset
-from deepseek.decode import Decoder, Product
+from deepseek.decode import Decoder
 from deepseek.model import DeepseekV3ForCausalLM, LatentCache
+from deepseek.product import Product
 from deepseek.trace import recorded_routing
 
 

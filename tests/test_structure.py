@@ -23,7 +23,7 @@ LAYERS = [
     {"decode", "evaluate", "held", "parallel", "sampling", "text"},
     {"checkpoint", "data", "process"},
     {"model"},
-    {"balance", "config", "history", "sources"},
+    {"balance", "config", "history", "product", "sources"},
 ]
 DEPTH = {module: depth for depth, layer in enumerate(LAYERS) for module in layer}
 
