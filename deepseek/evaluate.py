@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.nn.functional as F
 
-from deepseek.balance import expert_counts, max_violation
+from deepseek.balance import expert_counts, load_shares, max_violation
 from deepseek.data import encode
 
 
@@ -21,6 +21,7 @@ class Evaluation:
     tokens: int
     bytes: int
     max_violation: list[float]  # hard load of each MoE layer over the whole text
+    load: list[list[float]]  # and its shares, layer x expert
 
 
 @torch.no_grad()
@@ -54,8 +55,11 @@ def evaluate(model, tokenizer, texts, context: int, batch_size: int = 8) -> Eval
             batch = torch.stack([expert_counts(layer, experts, mask_BS.flatten()) for layer in output.router_indices])
             counts = batch if counts is None else counts + batch
     model.train(was_training)
-    violation = [] if counts is None else [round(v, 4) for v in max_violation(counts).tolist()]
-    return Evaluation(nats / tokens, nats / math.log(2) / size, tokens, size, violation)
+    violation, load = [], []
+    if counts is not None:
+        violation = [round(v, 4) for v in max_violation(counts).tolist()]
+        load = [[round(share, 4) for share in row] for row in load_shares(counts).tolist()]
+    return Evaluation(nats / tokens, nats / math.log(2) / size, tokens, size, violation, load)
 
 
 def main():

@@ -42,7 +42,7 @@ class TrainConfig:
     batch_size: int = setting(8, "sequences in one forward pass, of all processes together", low=1, high=4096)
     accumulate: int = setting(1, "forward passes in one step", low=1, high=4096)
     context: int = setting(256, "tokens in a sequence", low=8, high=131_072)
-    lr: float = setting(1e-4, "peak learning rate", low=0, high=1)
+    lr: float = setting(1e-4, "learning rate at its peak, after the warm-up", low=0, high=1)
     schedule: str = setting("cosine", "learning rate after the warm-up", choices=["cosine", "constant"])
     warmup: int = setting(100, "steps of linear warm-up", low=0, high=1_000_000)
     weight_decay: float = setting(0.01, "AdamW weight decay, not on norms and biases", low=0, high=10)

@@ -128,8 +128,6 @@ def expert_load(shares_LE, layers: list[int]) -> go.Figure:
     figure = by_layer_and_expert(shares_LE, layers, even, DIVERGING, ".0%", "share of choices")
     if len(shares_LE[0]) <= MOST_BARS:
         figure.add_hline(y=even, line=dict(color=TEXT, width=1.5, dash="dash"))
-        note = dict(xref="paper", yanchor="bottom", xanchor="right", showarrow=False)
-        figure.add_annotation(x=1, y=even, text=f"even, {even:.1%}", **note)
     return figure
 
 

@@ -69,7 +69,8 @@ def controls() -> dict[str, gr.components.Component]:
 
 def control(field, default) -> gr.components.Component:
     """The control of one field of TrainConfig, with `default` in it."""
-    options = dict(label=field.name.replace("_", " "), info=field.metadata["help"], min_width=200)
+    label = "learning rate (lr)" if field.name == "lr" else field.name.replace("_", " ")
+    options = dict(label=label, info=field.metadata["help"], min_width=200)
     if field.metadata["choices"]:
         return gr.Dropdown(field.metadata["choices"], value=default, **options)
     if isinstance(default, bool):

@@ -40,7 +40,7 @@ def open_form(page):
 
 def labelled(page, label):
     """The control with this label; its accessible name goes on with the explanation below it."""
-    return page.get_by_label(re.compile(rf"^\s*{label}")).first
+    return page.get_by_label(re.compile(rf"^\s*{re.escape(label)}")).first
 
 
 def fill(page, label, value):
@@ -52,7 +52,7 @@ def start(page, name, steps, every=20):
     fill(page, "name", name)
     labelled(page, "size").click()
     page.get_by_role("option", name="tiny").click()
-    expect(labelled(page, "lr")).to_have_value("0.002")
+    expect(labelled(page, "learning rate (lr)")).to_have_value("0.002")
     for label, value in (("steps", steps), ("batch size", 4), ("context", 32)):
         fill(page, label, value)
     page.get_by_role("button", name="all settings").click()
