@@ -13,17 +13,24 @@ HEADERS = ["", "A", "B"]
 PRESETS = ("stories", "card, wild")  # of A and B at first
 
 
-def figures(generation: Generation) -> dict[str, float]:
-    """Speed and repetition of a text: shares are of its n-grams of two and four tokens."""
-    ids = [token.id for token in generation.tokens]
+def repetition(ids: list[int]) -> dict[str, float]:
+    """Shares of a text's n-grams of two tokens that are distinct, and of four that came before."""
     pairs, fours = list(zip(ids, ids[1:])), list(zip(ids, ids[1:], ids[2:], ids[3:]))
-    milliseconds = sum(token.milliseconds for token in generation.tokens)
     return {
-        "tokens": len(ids),
-        "tokens_per_second": 1e3 * len(ids) / milliseconds if milliseconds else 0.0,
-        "mean_probability": sum(token.probability for token in generation.tokens) / len(ids),
         "distinct_2_grams": len(set(pairs)) / len(pairs) if pairs else 1.0,
         "repeated_4_grams": 1 - len(set(fours)) / len(fours) if fours else 0.0,
+    }
+
+
+def figures(generation: Generation) -> dict[str, float]:
+    """Length, speed, and how likely and repetitive a text is."""
+    tokens = generation.tokens
+    milliseconds = sum(token.milliseconds for token in tokens)
+    return {
+        "tokens": len(tokens),
+        "tokens_per_second": 1e3 * len(tokens) / milliseconds if milliseconds else 0.0,
+        "mean_probability": sum(token.probability for token in tokens) / len(tokens),
+        **repetition([token.id for token in tokens]),
     }
 
 
@@ -78,7 +85,12 @@ def report(a: Generation, b: Generation, checkpoints: tuple[str, str]) -> list[l
     rows.append(["first different token", *([str(place + 1)] * 2 if place is not None else ["none", "none"])])
     one, other = figures(a), figures(b)
     for name in one:
-        rows.append([name.replace("_", " "), *(f"{v:.3f}" if v < 1 else f"{v:.0f}" for v in (one[name], other[name]))])
+        rows.append(
+            [
+                name.replace("_grams", "-grams").replace("_", " "),
+                *(f"{v:.3f}" if v < 1 else f"{v:.0f}" for v in (one[name], other[name])),
+            ]
+        )
     return rows
 
 

@@ -189,13 +189,13 @@ def test_presets_are_kept_across_a_reload(page):
 def test_compare_streams_two_texts_and_marks_where_they_part(page):
     open_tab(page, "Compare")
     assert texts(page, "strip-a") and texts(page, "strip-b")
-    expect(page.get_by_text("repeated 4 grams").first).to_be_visible()
+    expect(page.get_by_text("repeated 4-grams").first).to_be_visible()
     page.get_by_role("button", name="Compare", exact=True).click()
     expect(page.locator("#strip-a .token").nth(100)).to_be_attached()
     expect(page.locator("#strip-b .token").nth(100)).to_be_attached()
     expect(page.locator("#strip-a .diverged")).to_have_count(1)
     expect(page.locator("#strip-b .diverged")).to_have_count(1)
-    expect(page.get_by_text("repeated 4 grams").first).to_be_visible()
+    expect(page.get_by_text("repeated 4-grams").first).to_be_visible()
 
 
 def slide(page, label, value):
