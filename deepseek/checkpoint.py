@@ -26,11 +26,15 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from deepseek.folder import FolderError
+from deepseek.folder import check as check_folder
 from deepseek.model import DeepseekV3ForCausalLM
 
 HUB_FILES = ["*.json", "model*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
+HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
 MANIFEST = "manifest.json"
 STAGING = ".staging"
+OPENED = ".opened"  # in a run: the name of the commit that is not pruned
 CGROUP = Path("/sys/fs/cgroup")
 CONTAINER = [  # files with a container's limit and use of memory, by the version of control groups
     (CGROUP / "memory.max", CGROUP / "memory.current"),
@@ -57,13 +61,14 @@ def load(path, dtype: torch.dtype | None = None, most: int | None = None):
             raise CheckpointError(f"checkpoint {path!r} has no config.json; a checkpoint is a folder with one.")
         if not any(folder.glob("*.safetensors")):
             raise CheckpointError(f"checkpoint {path!r} has no .safetensors file; other weight formats are not opened.")
-    elif not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path):
+    elif not re.fullmatch(HUB_ID, path):
         raise CheckpointError(f"checkpoint {path!r} is neither a folder nor a Hub id such as name/model.")
     transformers_logging.disable_progress_bar()
     dtype = dtype or preferred_dtype()
     try:
         if not folder.is_dir():
             folder = _downloaded(path, dtype, most)
+        check_folder(folder)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         kind = DeepseekV3ForCausalLM if config.model_type == "deepseek_v3" else AutoModelForCausalLM
         _check_size(path, folder, config, kind, dtype, most)
@@ -78,8 +83,10 @@ def load(path, dtype: torch.dtype | None = None, most: int | None = None):
         )
     except CheckpointError:
         raise
+    except FolderError as error:
+        raise CheckpointError(f"checkpoint {path!r} {error}") from error
     except Exception as error:  # damaged json, truncated tensors, wrong shapes, no network: one sentence for all
-        raise CheckpointError(f"checkpoint {path!r} cannot be opened: {_first_line(error)}") from error
+        raise CheckpointError(f"checkpoint {path!r} cannot be opened: {_first_sentence(error)}") from error
     if info["mismatched_keys"]:
         name, stored, wanted = sorted(info["mismatched_keys"])[0]
         raise CheckpointError(
@@ -87,12 +94,20 @@ def load(path, dtype: torch.dtype | None = None, most: int | None = None):
         )
     if info["missing_keys"]:
         raise CheckpointError(f"checkpoint {path!r} lacks the tensor {sorted(info['missing_keys'])[0]!r}.")
+    for name, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"checkpoint {path!r} has numbers in {name!r} that are not finite; all must be.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception:  # no tokenizer in the folder, or one of a kind that needs more than this package
         tokenizer = None
     if tokenizer is not None and not tokenizer.vocab_size:  # what transformers makes of no files for some models
         tokenizer = None
+    if tokenizer is not None and len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        raise CheckpointError(
+            f"checkpoint {path!r} has a tokenizer of {len(tokenizer):,} tokens where its config.json says "
+            f"{model.config.vocab_size:,}."
+        )
     model.name_or_path = path
     return model.eval(), tokenizer
 
@@ -115,7 +130,7 @@ def _downloaded(path: str, dtype: torch.dtype, most: int | None) -> Path:
             return Path(snapshot_download(path, local_files_only=True))
         except LocalEntryNotFoundError:
             raise CheckpointError(
-                f"checkpoint {path!r} is not on this machine, and the Hub is out of reach: {_first_line(error)}"
+                f"checkpoint {path!r} is not on this machine, and the Hub is out of reach: {_first_sentence(error)}"
             ) from error
     _check_memory(path, sum(sizes.values()) * dtype.itemsize, most)
     return Path(snapshot_download(path, allow_patterns=HUB_FILES))
@@ -131,11 +146,12 @@ def _check_size(path: str, folder: Path, config, kind, dtype: torch.dtype, most:
     """Refuses weights that config.json does not describe, or that memory cannot hold, before any is allocated."""
     held, names = numbers_held(folder)
     layers = config.get_text_config().num_hidden_layers
-    if layers > names:
+    if 4 * layers > names:  # a layer has that many at the least
         raise CheckpointError(f"checkpoint {path!r} has {names} tensors for {layers:,} layers.")
     with torch.device("meta"):
         model = kind._from_config(config) if kind is DeepseekV3ForCausalLM else kind.from_config(config)
     described = sum(parameter.numel() for parameter in model.parameters())
+    described += max(0, sum(buffer.numel() for buffer in model.buffers()) - 2**26)  # masks and angles take some
     if described > 2 * held:
         raise CheckpointError(
             f"checkpoint {path!r} holds {held:,} numbers where its config.json describes {described:,}."
@@ -182,15 +198,22 @@ def free_memory() -> int | None:
     return free
 
 
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def _first_sentence(error: Exception) -> str:
+    """The first sentence of what an error says."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return re.split(r"(?<=[.!?]) ", text)[0][:300].rstrip(".") + "."
 
 
 def fingerprint(path) -> str:
-    """sha256 over the weight files of a folder, or the commit of a Hub id: two alike hold the same weights."""
+    """sha256 over the weight files of a folder, or the commit of a Hub id: two alike hold the same weights.
+
+    "" for what is gone.
+    """
     files = sorted(Path(path).glob("*.safetensors"))
     if not files:
-        return AutoConfig.from_pretrained(str(path))._commit_hash or ""
+        with suppress(OSError):
+            return AutoConfig.from_pretrained(str(path))._commit_hash or ""
+        return ""
     return hashlib.sha256("".join(_sha256(file) for file in files).encode()).hexdigest()
 
 
@@ -205,7 +228,7 @@ def export(source, target, dtype: torch.dtype = torch.bfloat16) -> None:
 def commit(run, step: int, write, keep: int = 2) -> Path:
     """Makes `run`/step-NNNNNN from what `write(folder)` puts into a folder; then drops all but the newest `keep`.
 
-    Commits of later steps go too: they are damaged ones, behind which the run had to go back.
+    What `hold` named stays as well. Commits of later steps go: they are damaged ones, behind which the run had to go back.
     """
     run = Path(run)
     staging, target = run / STAGING, run / f"step-{step:06d}"
@@ -225,11 +248,25 @@ def commit(run, step: int, write, keep: int = 2) -> Path:
     staging.rename(target)
     _flush(run)
     made = commits(run)
-    kept = made[: made.index(target) + 1][-keep:]
+    good = made[: made.index(target) + 1]
     for old in made:
-        if old not in kept:
+        if old not in good[-keep:] and not (old in good and old.name == _held(run)):
             shutil.rmtree(old)
     return target
+
+
+def hold(folder) -> None:
+    """Keeps a commit that somebody has opened from being pruned, until another one of its run is held."""
+    folder = Path(folder)
+    if (folder / MANIFEST).is_file():
+        with suppress(OSError):  # somebody else's folder, or a full disk
+            (folder.parent / OPENED).write_text(folder.name)
+
+
+def _held(run: Path) -> str:
+    with suppress(OSError):
+        return (run / OPENED).read_text()
+    return ""
 
 
 def commits(run) -> list[Path]:

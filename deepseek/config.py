@@ -2,6 +2,8 @@
 
 from transformers import DeepseekV3Config
 
+MOST_LAYERS = 512  # of any model that is opened
+
 COMMON = dict(
     hidden_size=576,
     num_attention_heads=9,

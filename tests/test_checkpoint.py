@@ -15,7 +15,18 @@ import transformers
 from huggingface_hub.errors import LocalEntryNotFoundError, NotASafetensorsRepoError
 from safetensors.torch import load_file
 
-from deepseek.checkpoint import CheckpointError, commit, commits, export, free_memory, latest, load, preferred_dtype
+from deepseek.checkpoint import (
+    CheckpointError,
+    commit,
+    commits,
+    export,
+    fingerprint,
+    free_memory,
+    hold,
+    latest,
+    load,
+    preferred_dtype,
+)
 from deepseek.config import preset
 from deepseek.data import encode, learn_tokenizer
 from deepseek.model import DeepseekV3ForCausalLM
@@ -219,6 +230,21 @@ def test_only_the_newest_commits_are_kept(tmp_path):
     assert [path.name for path in commits(tmp_path)] == ["step-999999", "step-1000000"]
 
 
+def test_a_commit_that_somebody_has_opened_is_kept_until_another_one_is(tmp_path):
+    for step in (10, 20, 30, 40):
+        commit(tmp_path, step, write, keep=1)
+        if step in (10, 30):
+            hold(tmp_path / f"step-{step:06d}")
+        assert len(commits(tmp_path)) <= 2
+        assert (tmp_path / "step-000010").exists() == (step < 40)
+    assert [path.name for path in commits(tmp_path)] == ["step-000030", "step-000040"]
+    hold(tmp_path / "no-such-folder")
+
+
+def test_the_fingerprint_of_what_is_gone_is_empty(tmp_path):
+    assert fingerprint(tmp_path / "runs" / "mine" / "step-000010") == ""
+
+
 def test_a_failing_write_leaves_the_commits_before_it(tmp_path):
     def fail(folder):
         write(folder)
@@ -244,7 +270,7 @@ def test_a_config_far_larger_than_its_weights_is_refused_at_once(checkpoint, tmp
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | change))
     began = time.monotonic()
-    with pytest.raises(CheckpointError, match="tensors for|numbers where|memory|cannot be opened"):
+    with pytest.raises(CheckpointError, match="tensors for|numbers where|memory|cannot be opened|must be from"):
         load(folder)
     assert time.monotonic() - began < 5
 

@@ -1,0 +1,346 @@
+"""Hostile checkpoints and uploads, made by code: each builder puts one trap into a folder and returns the path to open.
+
+`python tests/hostile.py FOLDER` opens every one in this process and prints a line of JSON for each: what was said, in how
+many seconds, and how far the memory rose above that of the idle process.
+"""
+
+import gzip
+import json
+import lzma
+import os
+import pickle
+import struct
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+CANARY = "CANARY-7f3a"  # what no answer may hold, and
+FLAG = "EXECUTED"  # the file that no code may make
+CODE = f"open({FLAG!r}, 'w').write('x')"
+
+
+class Payload:
+    """Runs CODE when it is unpickled."""
+
+    def __reduce__(self):
+        return exec, (CODE,)
+
+
+def good(folder: Path) -> Path:
+    """A checkpoint that opens, for the builders to spoil."""
+    from small import STORIES, randomized
+
+    from deepseek.config import preset
+    from deepseek.data import learn_tokenizer
+    from deepseek.model import DeepseekV3ForCausalLM
+
+    folder.mkdir(parents=True)
+    text = folder.parent / "stories.txt"
+    text.write_text("\n<|endoftext|>\n".join(STORIES), "utf-8")
+    randomized(DeepseekV3ForCausalLM(preset("tiny", vocab_size=300))).save_pretrained(folder)
+    learn_tokenizer([str(text)], 300).save_pretrained(folder)
+    return folder
+
+
+def changed(name: str, **changes):
+    """A builder that changes values of a JSON file."""
+
+    def build(folder: Path) -> Path:
+        file = folder / name
+        value = json.loads(file.read_text()) if file.exists() else {}
+        file.write_text(json.dumps(value | changes))
+        return folder
+
+    return build
+
+
+def replaced(name: str, content: bytes | str):
+    """A builder that puts `content` into a file of that name."""
+
+    def build(folder: Path) -> Path:
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        return folder
+
+    return build
+
+
+def weights(header: bytes, length: int | None = None, body: bytes = b"\0" * 64):
+    """A builder of a model.safetensors with that header, which says that it has `length` bytes."""
+    return replaced("model.safetensors", struct.pack("<Q", len(header) if length is None else length) + header + body)
+
+
+def tensors(**fields) -> bytes:
+    """A header of one tensor "a" with these fields, where they are not usual."""
+    return json.dumps({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]} | fields}).encode()
+
+
+def pickled(folder: Path) -> Path:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Payload()))
+    return folder
+
+
+def pickled_as_safetensors(folder: Path) -> Path:
+    torch.save({"a": Payload()}, folder / "model.safetensors")
+    return folder
+
+
+def remote_code(folder: Path) -> Path:
+    for name in ("configuration_evil", "modeling_evil", "tokenization_evil"):
+        (folder / f"{name}.py").write_text(CODE)
+    kinds = {"AutoConfig": "configuration_evil.C", "AutoModelForCausalLM": "modeling_evil.M"}
+    return changed("config.json", model_type="evil", architectures=["M"], auto_map=kinds)(folder)
+
+
+def remote_tokenizer(folder: Path) -> Path:
+    (folder / "tokenization_evil.py").write_text(CODE)
+    (folder / "tokenizer.json").unlink()
+    kinds = {"AutoTokenizer": ["tokenization_evil.T", None]}
+    return changed("tokenizer_config.json", tokenizer_class="EvilTokenizer", auto_map=kinds)(folder)
+
+
+def index(*names):
+    """A builder of a checkpoint in parts, of these names."""
+
+    def build(folder: Path) -> Path:
+        (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+        parts = dict(zip(load_file(folder / "model-00001-of-00001.safetensors"), names * 1000))
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": parts}))
+        return folder
+
+    return build
+
+
+def link(name: str, target: str):
+    """A builder that puts a symbolic link in the place of a file."""
+
+    def build(folder: Path) -> Path:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(target)
+        return folder
+
+    return build
+
+
+def pipe(name: str):
+    """A builder that puts a pipe, whose reader waits for ever, in the place of a file."""
+
+    def build(folder: Path) -> Path:
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+        return folder
+
+    return build
+
+
+def not_finite(value: float):
+    """A builder that puts `value` into the weights."""
+
+    def build(folder: Path) -> Path:
+        held = load_file(folder / "model.safetensors")
+        held["lm_head.weight" if "lm_head.weight" in held else "model.embed_tokens.weight"][7, 3] = value
+        save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+
+    return build
+
+
+def pattern(expression: str):
+    """A builder of a tokenizer that splits text by a regular expression."""
+
+    def build(folder: Path) -> Path:
+        file = folder / "tokenizer.json"
+        value = json.loads(file.read_text())
+        split = {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
+        value["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split]}
+        file.write_text(json.dumps(value))
+        return folder
+
+    return build
+
+
+def absurd_vocabulary(folder: Path) -> Path:
+    file = folder / "tokenizer.json"
+    value = json.loads(file.read_text())
+    value["model"]["vocab"] |= {f"token{i}": 1000 + i for i in range(50_000)}
+    file.write_text(json.dumps(value))
+    return folder
+
+
+def upload(name: str, content):
+    """A builder of an uploaded file; `content(path)` may write it itself."""
+
+    def build(folder: Path) -> Path:
+        file = folder / name
+        content(file) if callable(content) else file.write_bytes(content)
+        return file
+
+    return build
+
+
+def packed(pack, size: int, line: bytes = b"a" * 79 + b"\n"):
+    """A writer of `size` bytes of one line over and over: a packed piece, over and over."""
+
+    def write(file: Path) -> None:
+        file.write_bytes(pack(line * (2**22 // len(line))) * (size // 2**22))
+
+    return write
+
+
+def zipped(file: Path) -> None:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as out:
+        out.writestr("a.txt", b"a" * 2**26)
+
+
+def parquet(rows: int, size: int):
+    """A writer of a table of `rows` texts of `size` characters, all alike."""
+
+    def write(file: Path) -> None:
+        import pyarrow
+        from pyarrow.parquet import write_table
+
+        table = pyarrow.table({"text": pyarrow.array(["a" * size]).take(pyarrow.array([0] * rows))})
+        write_table(table, file, compression="zstd", use_dictionary=False)
+
+    return write
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+CHECKPOINTS = {
+    "pickled weights": pickled,
+    "pickle named safetensors": pickled_as_safetensors,
+    "auto_map and code": remote_code,
+    "tokenizer code": remote_tokenizer,
+    "attention code of the Hub": changed("config.json", attn_implementation="evil/kernels"),
+    "weights named elsewhere": changed("config.json", transformers_weights="../secret.safetensors"),
+    "a million layers": changed("config.json", num_hidden_layers=10**6),
+    "a million layers, hidden": changed("config.json", text_config={"num_hidden_layers": 10**6}),
+    "a width of a million": changed("config.json", hidden_size=2**20),
+    "a vocabulary of 2^40": changed("config.json", vocab_size=2**40),
+    "65,536 experts": changed("config.json", n_routed_experts=2**16),
+    "minus two layers": changed("config.json", num_hidden_layers=-2),
+    "layers as text": changed("config.json", num_hidden_layers="2; import os"),
+    "layers NaN": changed("config.json", num_hidden_layers=float("nan")),
+    "zero heads": changed("config.json", num_attention_heads=0),
+    "unknown model type": changed("config.json", model_type="../../evil"),
+    "config a list": replaced("config.json", "[1, 2]"),
+    "config NaN": replaced("config.json", "NaN"),
+    "config cut": replaced("config.json", '{"model_type": "deepseek_v3"'),
+    "config 100,000 deep": replaced("config.json", DEEP),
+    "config of 64 MB": replaced("config.json", b'{"a": "' + b"a" * 2**26 + b'"}'),
+    "config binary": replaced("config.json", b"\0\xff" * 1000),
+    "config a pipe": pipe("config.json"),
+    "weights a pipe": pipe("model.safetensors"),
+    "tokenizer a pipe": pipe("tokenizer.json"),
+    "generation config a pipe": pipe("generation_config.json"),
+    "generation config a device": link("generation_config.json", "/dev/zero"),
+    "weights a link out": link("model.safetensors", "/etc/passwd"),
+    "card a link out": link("README.md", "../canary.txt"),
+    "link to itself": link("generation_config.json", "generation_config.json"),
+    "index with ../": index("../secret.safetensors"),
+    "index with absolute path": index("/etc/passwd"),
+    "index of numbers": index(5),
+    "index a list": replaced("model.safetensors.index.json", "[]"),
+    "header of 2^63 bytes": weights(tensors(), 2**63 - 1),
+    "header longer than file": weights(tensors(), 10**6),
+    "header of 32 MB": weights(b" " * 2**25),
+    "header not JSON": weights(b"{" * 50),
+    "header 5,000 deep": weights(b'{"a":' * 5000 + b"1" + b"}" * 5000),
+    "overlapping tensors": weights(json.dumps({n: json.loads(tensors())["a"] for n in "ab"}).encode()),
+    "tensor past the end": weights(tensors(shape=[10**12], data_offsets=[0, 4 * 10**12])),
+    "shape that overflows": weights(tensors(shape=[2**62, 2**62])),
+    "negative offsets": weights(tensors(data_offsets=[-16, 0])),
+    "type of nobody": weights(tensors(dtype="PICKLE")),
+    "truncated weights": lambda folder: replaced("model.safetensors", (folder / "model.safetensors").read_bytes()[:-99])(folder),
+    "empty weights": replaced("model.safetensors", b""),
+    "NaN in weights": not_finite(float("nan")),
+    "infinity in weights": not_finite(float("inf")),
+    "tokenizer of 80 MB": replaced("tokenizer.json", b'{"a": "' + b"a" * 80_000_000 + b'"}'),
+    "tokenizer 100,000 deep": replaced("tokenizer.json", DEEP),
+    "tokenizer with 50,000 tokens too many": absurd_vocabulary,
+    "regular expression (a+)+$": pattern("(a+)+$"),
+    "regular expression (a|aa)+$": pattern("(a|aa)+$"),
+    "regular expression, nested": pattern("^(([a-z])+.)+[A-Z]([a-z])+$"),
+}  # fmt: skip
+JINJA = "{{ ''.__class__.__mro__[1].__subclasses__() }}{% for i in range(10**9) %}x{% endfor %}"
+HARMLESS = {  # what is not looked at: such a checkpoint opens
+    "pickle beside the weights": replaced("training_state.pkl", pickle.dumps(Payload())),
+    "auto_map of a known type": changed("config.json", auto_map={"AutoConfig": "configuration_evil.C"}),
+    "hostile chat template": replaced("chat_template.jinja", JINJA),
+    "endless generation config": changed("generation_config.json", max_new_tokens=10**12, num_beams=10**6),
+}
+UPLOADS = {
+    "xz bomb": upload("bomb.txt.xz", packed(lzma.compress, 2**34)),
+    "gz bomb": upload("bomb.txt.gz", packed(gzip.compress, 2**33)),
+    "xz bomb of NUL": upload("nul.txt.xz", packed(lzma.compress, 2**34, b"\0" * 64)),
+    "gz bomb in one line of JSON": upload("line.jsonl.gz", packed(gzip.compress, 2**33, b"a" * 64)),
+    "gz bomb in one cell": upload("cell.csv.gz", packed(gzip.compress, 2**33, b'text\n"' + b"a" * 999)),
+    "bomb of rows": upload("rows.parquet", parquet(200, 2**20)),
+    "zip bomb": upload("bomb.zip", zipped),
+    "zip named txt": upload("bomb.txt", zipped),
+    "zip named gz": upload("bomb.txt.gz", zipped),
+    "binary": upload("program.txt", b"\x7fELF\0\1\2\3" * 1000),
+    "pickle": upload("data.jsonl", pickle.dumps(Payload())),
+    "pickle named parquet": upload("data.parquet", pickle.dumps(Payload())),
+    "deep JSON": upload("deep.jsonl", DEEP.encode()),
+    "JSON of 200 MB in a line": upload("giant.jsonl", b'{"text": "' + b"a" * 200_000_000 + b'"}'),
+    "number of a million digits": upload("digits.jsonl", b'{"text": ' + b"9" * 10**6 + b"}\n"),
+    "parquet that lies": upload("lies.parquet", b"PAR1" + b"\xff" * 1000 + struct.pack("<I", 2**31 - 1) + b"PAR1"),
+    "truncated xz": upload("cut.txt.xz", lzma.compress(os.urandom(9999))[:5000]),
+    "pipe": upload("pipe.txt", lambda file: os.mkfifo(file)),
+    "device": upload("zero.txt", lambda file: file.symlink_to("/dev/zero")),
+    "folder": upload("folder.txt", lambda file: file.mkdir()),
+}
+
+
+def memory() -> tuple[int, int]:
+    """(bytes in memory now, the most since the last call) of this process."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    found = tuple(1024 * int(status[name].split()[0]) for name in ("VmRSS", "VmHWM"))
+    Path("/proc/self/clear_refs").write_text("5")
+    return found
+
+
+def main(folder: Path) -> None:
+    import shutil
+
+    from deepseek.held import Held  # as the app does: `load`, and a tokenizer must be there
+    from deepseek.sources import documents
+
+    checkpoint = good(folder / "good")
+    (folder / "canary.txt").write_text(CANARY)
+    save_file({"a": torch.zeros(4)}, folder / "secret.safetensors")
+    Held(1).open(str(checkpoint))
+    list(documents(str(folder / "stories.txt")))
+    upload("warm.parquet", parquet(1, 1))(folder)
+    list(documents(str(folder / "warm.parquet")))
+    os.chdir(folder)  # where FLAG would appear
+    cases = [("checkpoint", *case) for case in (CHECKPOINTS | HARMLESS).items()]
+    cases += [("upload", *case) for case in UPLOADS.items()]
+    for number, (kind, name, build) in enumerate(cases):
+        place = folder / f"case-{number}"
+        shutil.copytree(checkpoint, place) if kind == "checkpoint" else place.mkdir()
+        path = build(place)
+        idle, _ = memory()
+        began, message = time.monotonic(), ""
+        try:
+            Held(1).open(str(path)) if kind == "checkpoint" else [None for _ in documents(str(path))]
+        except ValueError as error:
+            message = str(error)
+        except BaseException as error:
+            message = f"{type(error).__name__}: {error}"
+        seconds, (_, most) = time.monotonic() - began, memory()
+        print(json.dumps(dict(kind=kind, name=name, message=message, seconds=seconds, above=most - idle)), flush=True)
+        shutil.rmtree(place)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve())
