@@ -1,40 +1,32 @@
 """Shared by the tests: small random models of three kinds, and a tokenizer that fits them."""
 
 import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
+from running import ROOT, end_runs, start_app, started_app
+from small import SHAPE, STORIES, randomized
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+from xdist.scheduler import LoadScopeScheduling
 
 from deepseek.config import preset
 from deepseek.data import learn_tokenizer
 from deepseek.model import DeepseekV3ForCausalLM
 
-ROOT = Path(__file__).parents[1]
 # Models this small only wait for their threads, 20 times longer than they compute where the cores are busy.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # in the commands that tests start
 
-STORIES = [f"Once upon a time fox number {i} ran over the hill to see {i * i} déjà vu 漢字 🦊 dogs." for i in range(40)]
-SHAPE = dict(
-    vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=64, bos_token_id=0, eos_token_id=0, pad_token_id=0,
-)  # fmt: skip
+
+class ByFile(LoadScopeScheduling):
+    """A file's tests go to one process, and all that drive a browser to one, for two browsers wait for each other."""
+
+    def _split_scope(self, nodeid):
+        return "browser" if "/browser/" in nodeid else nodeid.split("::")[0]
 
 
-def randomized(model):
-    """Weights large enough that every part matters, and a router bias that changes which experts win."""
-    generator = torch.Generator().manual_seed(0)
-    for name, tensor in sorted(model.state_dict().items()):
-        tensor.copy_(torch.empty(tensor.shape).normal_(1.0 if "norm" in name else 0.0, 0.1, generator=generator))
-    return model.eval()
+def pytest_xdist_make_scheduler(config, log):
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -81,32 +73,28 @@ def checkpoint(model, tokenizer, tmp_path_factory):
     return str(folder)
 
 
-@contextmanager
-def started_app(folder, log):
-    """The address of the real app, started in `folder` on a free port; its output goes to the file `log`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    with log.open("w") as output:
-        app = subprocess.Popen(
-            [sys.executable, ROOT / "app.py"],
-            cwd=folder,
-            env={**os.environ, "GRADIO_SERVER_PORT": str(port)},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    for _ in range(240):
-        try:
-            urllib.request.urlopen(url, timeout=5)
-            break
-        except OSError:
-            assert app.poll() is None, log.read_text()
-            time.sleep(0.5)
-    yield url
-    app.terminate()
-    app.wait(10)
-    assert "Traceback" not in log.read_text()
+@pytest.fixture
+def start_again(tmp_path):
+    """Starts an app in a folder of its own, again and again; returns what `start_app` does."""
+    (tmp_path / "assets").symlink_to(ROOT / "assets")
+    apps = []
+
+    def start():
+        url, app = start_app(tmp_path, tmp_path / "log")
+        apps.append(app)
+        return url, app
+
+    yield start
+    for app in apps:
+        app.kill()
+        app.wait()
+    end_runs(tmp_path / "deepseek_checkpoints")
+
+
+@pytest.fixture(scope="session")
+def running_app():
+    """`started_app`, for a test that stops it itself."""
+    return started_app
 
 
 @pytest.fixture(scope="session")
@@ -123,3 +111,4 @@ def training_app(tmp_path_factory):
     (folder / "assets").symlink_to(ROOT / "assets")
     with started_app(folder, folder / "log") as url:
         yield url, folder / "deepseek_checkpoints"
+    end_runs(folder / "deepseek_checkpoints")

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-from conftest import STORIES  # noqa: E402
+from small import STORIES  # noqa: E402
 
 from deepseek import checkpoint, train  # noqa: E402
 from deepseek.runs import command  # noqa: E402

@@ -1,6 +1,7 @@
 """How the files hang together, read from their syntax trees."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -15,15 +16,17 @@ LAYERS = [
     {"ui"},
     {"generate", "bench"},
     {"plots", "runs", "record", "worker"},
-    {"engine", "intervene", "routing"},
-    {"train"},
+    {"engine", "routing"},
+    {"intervene", "train"},
+    {"room"},
     {"settings"},
     {"observe"},
     {"trace"},
     {"decode", "evaluate", "held", "parallel", "sampling", "text"},
     {"checkpoint", "data", "process"},
-    {"model"},
-    {"balance", "config", "history", "product", "sources"},
+    {"model", "folder"},
+    {"product"},
+    {"balance", "config", "history", "kernels", "loss", "sources"},
 ]
 DEPTH = {module: depth for depth, layer in enumerate(LAYERS) for module in layer}
 
@@ -81,6 +84,31 @@ def test_every_module_and_public_definition_has_a_docstring(file):
     missing = [node.name for node in public if not ast.get_docstring(node)]
     assert ast.get_docstring(tree) or not tree.body, "the module has no docstring"
     assert not missing
+
+
+@every_file
+def test_what_a_public_function_raises_stands_in_its_docstring(file):
+    for name, function in public_functions(file):
+        own = [node for part in function.body for node in ast.walk(part) if not isinstance(part, ast.FunctionDef)]
+        if any(isinstance(node, ast.Raise) and node.exc for node in own):  # less the page's handlers, defined inside
+            assert re.search("[Rr]aise|[Rr]efuse|exits", ast.get_docstring(function) or ""), name
+
+
+@every_file
+def test_public_methods_have_a_docstring_unless_they_are_a_librarys(file):
+    """A class with a base overrides what its library documents; a property's name says what it is."""
+    assert not [name for name, function in public_functions(file) if not ast.get_docstring(function)]
+
+
+def public_functions(file):
+    """(name, node) of the functions and plain methods of a file that others may call."""
+    tree = ast.parse(file.read_text("utf-8"))
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name[0] != "_" and not node.bases]
+    for scope in [tree, *classes]:
+        for node in scope.body:
+            public = isinstance(node, ast.FunctionDef) and node.name[0] != "_" and node.name != "main"
+            if public and not (scope is not tree and node.decorator_list):
+                yield node.name, node
 
 
 @every_file
