@@ -29,6 +29,7 @@ def evaluate(model, tokenizer, texts, context: int, batch_size: int = 8) -> Eval
     """Loss of `model` on documents, each cut into windows of `context` tokens that share one token.
 
     The begin-of-text token is given and not predicted; every other token of the text is predicted exactly once.
+    Raises ValueError where there is no text.
     """
     windows, size = [], 0
     for text in texts:

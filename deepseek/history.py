@@ -6,6 +6,7 @@ import numpy as np
 
 SERIES = ["loss", "load_balancing_loss", "lr", "grad_norm", "tokens_per_second"]
 WINDOW = 50  # steps over which an expert is judged
+PACE = 500  # steps whose mean pace tells the time left: enough to hold their validations, samples and commits
 DEAD = 0.01  # of an even share
 
 
@@ -47,11 +48,27 @@ class History:
         return self.probes[0][1]["layers"][0] if self.probes else 1
 
     def seconds_left(self, last: int) -> float | None:
-        """Time until step `last` at the pace of the last WINDOW steps, None before the first step."""
+        """Time until step `last` at the pace of the last PACE steps, None before the first step."""
         if not self.steps:
             return None
-        pace = np.nanmean(self.series["tokens_per_second"][-WINDOW:])
-        return float((last - self.steps[-1]) * (self.tokens / self.steps[-1]) / pace)
+        speeds = self.series["tokens_per_second"][-PACE:]
+        return seconds_left(last - self.steps[-1], self.tokens / self.steps[-1], speeds)
+
+
+def seconds_left(steps: int, tokens: float, speeds) -> float:
+    """Time that `steps` steps of `tokens` tokens take at the mean pace of steps that made `speeds` tokens a second.
+
+    The slowest of them is left out: the run may have been paused in it.
+    """
+    times = np.sort(1 / np.array(speeds))
+    return float(steps * tokens * times[: max(1, len(times) - 1)].mean())
+
+
+def duration(seconds: float) -> str:
+    """A length of time in its two largest units."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 def smoothed(values, smoothing: float) -> np.ndarray:

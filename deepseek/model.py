@@ -14,7 +14,9 @@ C latent width (kv_lora_rank), N non-rotary and R rotary width of a head's key, 
 E experts, K experts a token, F an expert's inner width, X tokens of the batch in one row (B*S).
 """
 
+import functools
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -32,8 +34,35 @@ from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from deepseek.balance import balancing_loss
+from deepseek.loss import cross_entropy
 
 LATENT_NORM_EPS = 1e-6  # the stock model's latent norms do not follow config.rms_norm_eps
+MANY = 64  # tokens from which their products cost more than the reading of weights
+
+
+def fast_in_bf16(device: torch.device) -> bool:
+    """Whether large products are faster in bf16 than in fp32; with AVX512-BF16 but no AMX tiles they take twice the time."""
+    return device.type != "cpu" or torch.cpu._is_amx_tile_supported()
+
+
+def without_slow_autocast(forward):
+    """Makes a forward compute in fp32 under an autocast to bf16 that would only slow it down."""
+
+    @functools.wraps(forward)
+    def wrapped(self, *arguments, **named):
+        kind = self.device.type
+        slow = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
+        with torch.autocast(kind, enabled=False) if slow and not fast_in_bf16(self.device) else nullcontext():
+            return forward(self, *arguments, **named)
+
+    return wrapped
+
+
+class Linear(nn.Linear):
+    """A linear layer that computes in its input's precision, whatever its weights are stored in."""
+
+    def forward(self, x):
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
 class DeepseekV3RMSNorm(nn.Module):
@@ -103,19 +132,23 @@ class LatentLayer(CacheLayerMixin):
         self.values = entries.new_empty(batch, one, 0, 0)  # the base class expects both
         self.is_initialized = True
 
-    def update(self, entries, *_, **__):
-        """Appends entries (B, 1, S, C + R); returns all so far (B, 1, T, C + R) and nothing as values."""
+    def extend(self, like, count: int):
+        """Makes the cache `count` tokens longer, for entries such as `like` (B, 1, *, C + R)."""
         if not self.is_initialized:
-            self.lazy_initialization(entries)
-        end = self.length + entries.shape[-2]
+            self.lazy_initialization(like)
+        end = self.length + count
         if end > self.capacity:
             old = self.keys[..., : self.length, :]
             self.capacity = max(end, 2 * self.capacity)
-            self.lazy_initialization(entries)
+            self.lazy_initialization(like)
             self.keys[..., : self.length, :] = old
-        self.keys[..., self.length : end, :] = entries
         self.length = end
-        return self.keys[..., :end, :], self.values
+
+    def update(self, entries, *_, **__):
+        """Appends entries (B, 1, S, C + R); returns all so far (B, 1, T, C + R) and nothing as values."""
+        self.extend(entries, entries.shape[-2])
+        self.keys[..., self.length - entries.shape[-2] : self.length, :] = entries
+        return self.keys[..., : self.length, :], self.values
 
     def get_seq_length(self):
         return self.length
@@ -164,15 +197,15 @@ class DeepseekV3Attention(nn.Module):
         self.nope, self.rope, self.v = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
         bias = config.attention_bias
         if config.q_lora_rank is None:
-            self.q_proj = nn.Linear(config.hidden_size, self.heads * (self.nope + self.rope), bias=False)
+            self.q_proj = Linear(config.hidden_size, self.heads * (self.nope + self.rope), bias=False)
         else:
-            self.q_a_proj = nn.Linear(config.hidden_size, config.q_lora_rank, bias=bias)
+            self.q_a_proj = Linear(config.hidden_size, config.q_lora_rank, bias=bias)
             self.q_a_layernorm = DeepseekV3RMSNorm(config.q_lora_rank, LATENT_NORM_EPS)
-            self.q_b_proj = nn.Linear(config.q_lora_rank, self.heads * (self.nope + self.rope), bias=False)
-        self.kv_a_proj_with_mqa = nn.Linear(config.hidden_size, config.kv_lora_rank + self.rope, bias=bias)
+            self.q_b_proj = Linear(config.q_lora_rank, self.heads * (self.nope + self.rope), bias=False)
+        self.kv_a_proj_with_mqa = Linear(config.hidden_size, config.kv_lora_rank + self.rope, bias=bias)
         self.kv_a_layernorm = DeepseekV3RMSNorm(config.kv_lora_rank, LATENT_NORM_EPS)
-        self.kv_b_proj = nn.Linear(config.kv_lora_rank, self.heads * (self.nope + self.v), bias=False)
-        self.o_proj = nn.Linear(self.heads * self.v, config.hidden_size, bias=bias)
+        self.kv_b_proj = Linear(config.kv_lora_rank, self.heads * (self.nope + self.v), bias=False)
+        self.o_proj = Linear(self.heads * self.v, config.hidden_size, bias=bias)
 
         self.scale = (self.nope + self.rope) ** -0.5
         yarn = config.rope_parameters
@@ -194,7 +227,8 @@ class DeepseekV3Attention(nn.Module):
         k_rope = rotate(k_rope, cos, sin, self.config.rope_interleave)
         entries_B1TL = torch.cat([self.kv_a_layernorm(latent), k_rope], -1)
         if cache is not None:
-            entries_B1TL, _ = cache.update(entries_B1TL, entries_B1TL[..., :0], self.layer_idx)
+            entries_B1SL = entries_B1TL.to(self.kv_b_proj.weight.dtype)
+            entries_B1TL = cache.update(entries_B1SL, entries_B1SL[..., :0], self.layer_idx)[0].to(hidden_BSD.dtype)
 
         # One new token against a long cache: work on the latents. Many new tokens: expanding them once is cheaper.
         path = self.absorbed if cache is not None and length == 1 else self.expanded
@@ -253,9 +287,9 @@ class DeepseekV3MLP(nn.Module):
 
     def __init__(self, config, width: int):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.down_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, width, bias=False)
+        self.up_proj = Linear(config.hidden_size, width, bias=False)
+        self.down_proj = Linear(width, config.hidden_size, bias=False)
         self.act = ACT2FN[config.hidden_act]
 
     def forward(self, x):
@@ -302,8 +336,8 @@ class DeepseekV3Experts(nn.Module):
         self.act = ACT2FN[config.hidden_act]
 
     def one(self, x, gate_up_FD, down_DF):
-        gate, up = F.linear(x, gate_up_FD).chunk(2, -1)
-        return F.linear(self.act(gate) * up, down_DF)
+        gate, up = F.linear(x, gate_up_FD.to(x.dtype)).chunk(2, -1)
+        return F.linear(self.act(gate) * up, down_DF.to(x.dtype))
 
     def forward(self, x_XD, weights_XK, indices_XK):
         tokens, chosen = indices_XK.shape
@@ -427,6 +461,9 @@ class DeepseekV3Model(DeepseekV3PreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds, and not both.")
         x_BSD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        many = x_BSD.shape[:2].numel() >= MANY and not torch.is_grad_enabled()
+        if many and x_BSD.dtype == torch.bfloat16 and not fast_in_bf16(x_BSD.device):
+            x_BSD = x_BSD.float()
         cache = past_key_values
         if cache is None and (self.config.use_cache if use_cache is None else use_cache) and not self.training:
             cache = LatentCache(self.config)
@@ -454,10 +491,11 @@ class DeepseekV3ForCausalLM(DeepseekV3PreTrainedModel, GenerationMixin):
     def __init__(self, config):
         super().__init__(config)
         self.model = DeepseekV3Model(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     @can_return_tuple
+    @without_slow_autocast
     def forward(
         self,
         input_ids=None,
@@ -473,7 +511,8 @@ class DeepseekV3ForCausalLM(DeepseekV3PreTrainedModel, GenerationMixin):
         """Logits (B, S, vocabulary), of the last `logits_to_keep` positions if that is not 0.
 
         With `labels` (B, S; -100 is left out; shifted here) also `lm_loss`, the mean cross-entropy in nats a token,
-        `aux_loss`, the KL load-balancing loss over unpadded tokens, and `loss`, their weighted sum.
+        `aux_loss`, the KL load-balancing loss over unpadded tokens, and `loss`, their weighted sum; in training mode the
+        logits are then None, for they are never all in memory.
         """
         if labels is not None:
             kwargs["output_router_logits"] = kwargs["output_router_indices"] = True
@@ -487,10 +526,12 @@ class DeepseekV3ForCausalLM(DeepseekV3PreTrainedModel, GenerationMixin):
             **kwargs,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(output.last_hidden_state[:, keep])
-        loss = lm_loss = aux_loss = None
+        logits = loss = lm_loss = aux_loss = None
+        if labels is None or not self.training:
+            logits = self.lm_head(output.last_hidden_state[:, keep])
         if labels is not None:
-            lm_loss = loss = self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
+            hidden, count = output.last_hidden_state[:, :-1], kwargs.get("num_items_in_batch")
+            lm_loss = loss = cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, labels[:, 1:].flatten(), count)
             if output.router_logits:
                 padding = None if attention_mask is None else attention_mask.flatten()
                 aux_loss = balancing_loss(output.router_logits, padding)

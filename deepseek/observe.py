@@ -16,7 +16,10 @@ LONGEST_VALIDATION = 20_000  # characters: a few books would otherwise take long
 
 
 def validation_texts(config) -> list[str]:
-    """The first `valid_documents` held-out documents of every source, the first LONGEST_VALIDATION characters of each."""
+    """The first `valid_documents` held-out documents of every source, the first LONGEST_VALIDATION characters of each.
+
+    Raises DataError for a text of `valid` that cannot be read or is empty.
+    """
     if not config.valid_every:
         return []
     texts = []

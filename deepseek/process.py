@@ -89,9 +89,14 @@ def record(run: Path, pid: int | None = None) -> None:
     """Writes process.json for the process `pid` (default: this one), which has just begun to train `run`."""
     counter = oom_counter()
     known = {**identity(pid or os.getpid()), "oom_counter": str(counter), "oom_kills": oom_kills(counter)}
-    temporary = run / f".{FILE}"
-    temporary.write_bytes(json.dumps(known).encode().ljust(SIZE))
-    temporary.replace(run / FILE)
+    write(run / FILE, json.dumps(known).ljust(SIZE))
+
+
+def write(file: Path, text: str) -> None:
+    """Replaces a small file as a whole: a process killed in here leaves the file that was there, or none."""
+    temporary = file.with_name(f".{file.name}")
+    temporary.write_text(text, "utf-8")
+    temporary.replace(file)
 
 
 def end(run: Path, state: str, reason: str = "") -> None:

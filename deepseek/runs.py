@@ -5,7 +5,6 @@ The process that trains it belongs to nobody's page or terminal: whoever asks fi
 """
 
 import json
-import math
 import os
 import shutil
 import signal
@@ -18,18 +17,12 @@ from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
-import torch
-from transformers import AutoConfig
-
-from deepseek import checkpoint, data, process
-from deepseek.config import preset
-from deepseek.model import DeepseekV3ForCausalLM
-from deepseek.settings import TrainConfig
-from deepseek.train import TrainingError, starting_point
+from deepseek import checkpoint, process, room
+from deepseek.settings import TrainConfig, TrainingError
+from deepseek.train import starting_point
 
 ROOT = "deepseek_checkpoints"
 NOT_SHARED = {"training.json", "training_state.bin", checkpoint.MANIFEST}
-PROGRAM = 2**29  # bytes of the training program before it holds a model
 
 
 class RunError(ValueError):
@@ -120,10 +113,10 @@ def start(config: TrainConfig, resume: bool = False) -> Run:
     folder = config.run
     try:
         with os.fdopen(process.lock(config.root, config.name)) as lock:  # after this the child alone holds it
-            _check_room(config, starting_point(config, resume))
+            room.check(config, starting_point(config, resume))
             folder.mkdir(exist_ok=True)
             if not resume:
-                (folder / "config.json").write_text(json.dumps(asdict(config), indent=1))
+                process.write(folder / "config.json", json.dumps(asdict(config), indent=1))
             child = _spawn(command(config, resume), folder / "log.txt", lock.fileno())
             process.record(folder, child.pid)
     except (process.Busy, TrainingError, OSError) as error:
@@ -173,43 +166,6 @@ def _spawn(command: list[str], log: Path, descriptor: int) -> subprocess.Popen:
     return child
 
 
-def _check_room(config: TrainConfig, last: Path | None) -> None:
-    """Refuses a run that memory or the disk cannot hold. Raises RunError with both numbers."""
-    memory, commit = needs(config, last)
-    free = checkpoint.free_memory()
-    if free is not None and memory > free and not torch.cuda.is_available():
-        raise RunError(f"run {config.name!r} needs about {_gib(memory)} of memory; {_gib(free)} are free.")
-    made = math.ceil(config.steps / config.checkpoint_every)
-    disk = commit * max(2, min(config.keep, made) + 2 - len(checkpoint.commits(config.run)))
-    free = shutil.disk_usage(config.root).free
-    if disk > free:
-        raise RunError(f"run {config.name!r} needs about {_gib(disk)} of disk; {_gib(free)} are free.")
-
-
-def needs(config: TrainConfig, last: Path | None = None) -> tuple[int, int]:
-    """(bytes of memory to train, bytes of one commit) of a new run, or of one that goes on from the commit `last`."""
-    source = last or config.start_from
-    if source and Path(source).is_dir():
-        try:
-            shape = AutoConfig.from_pretrained(source, trust_remote_code=False)
-            weights, _ = checkpoint.numbers_held(Path(source))
-        except Exception as error:
-            raise RunError(f"from is {str(source)!r}, which cannot be opened: {process.explain(error)}") from error
-    else:
-        shape = preset(config.preset)
-        with torch.device("meta"):
-            weights = DeepseekV3ForCausalLM(shape).num_parameters()
-    # Per token: the logits, their softmax and gradient, and what every layer keeps for the backward pass.
-    token = 4 * (3 * shape.vocab_size + 40 * shape.hidden_size * shape.num_hidden_layers)
-    # Weights, gradients and AdamW's two moments in memory, all but the gradients in a commit.
-    memory = PROGRAM + 16 * weights + token * config.batch_size * config.context
-    return memory, 12 * weights + 4 * data.Blocks.BUFFER * config.context
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"
-
-
 # Steering
 
 
@@ -239,7 +195,7 @@ def _signal(root, name: str, number: int) -> Run:
 
 
 def resume(root, name: str) -> Run:
-    """Lets a paused run go on, or starts a process that goes on from the newest whole commit."""
+    """Lets a paused run go on, or starts a process that goes on from the newest whole commit. Raises RunError."""
     run = find(root, name)
     if run.state == "paused":
         return _signal(root, name, signal.SIGCONT)

@@ -26,6 +26,10 @@ def setting(default, help: str, low=None, high=None, choices=None, flag: str | N
     return field(default=default, metadata=metadata)
 
 
+class TrainingError(RuntimeError):
+    """The run cannot begin or go on; the message is one sentence that says why."""
+
+
 @dataclass
 class TrainConfig:
     """All settings of a run. Raises ValueError naming the field, its value and what is allowed."""
@@ -51,7 +55,7 @@ class TrainConfig:
     balance_weight: float = setting(0.01, "weight of the KL load-balancing loss", low=0, high=100)
     bias_rate: float = setting(0.001, "step of the router bias", low=0, high=1)
     dropout: float = setting(0.0, "dropout on every branch", low=0, high=0.9)
-    precision: str = setting("auto", "auto: bf16, or fp16 on older GPUs, where there is hardware for it",
+    precision: str = setting("auto", "auto: bf16, or fp16 on older GPUs, where that is faster than fp32",
                              choices=["auto", "fp32", "bf16", "fp16"])  # fmt: skip
     shard: bool = setting(False, "under torchrun, split the weights over the processes (FSDP2) instead of copying them")
     checkpoint_every: int = setting(100, "steps between commits", low=1, high=1_000_000)
@@ -68,7 +72,7 @@ class TrainConfig:
             label = (known["flag"] or "--" + f.name.replace("_", "-")).lstrip("-")
             many = get_origin(f.type) is list
             if many and not isinstance(value, list):
-                raise ValueError(f"{label} is {value!r}; it must be a list.")
+                raise ValueError(f"{label} is {value!r:.80}; it must be a list.")
             kind = get_args(f.type)[0] if many else f.type
             allowed = KINDS[kind]
             if known["choices"]:
@@ -81,13 +85,19 @@ class TrainConfig:
                 right = right and (not known["choices"] or item in known["choices"])
                 right = right and (known["low"] is None or known["low"] <= item <= (known["high"] or math.inf))
                 if not right:
-                    raise ValueError(f"{label} is {item!r}; it must be {allowed}.")
+                    raise ValueError(f"{label} is {item!r:.80}; it must be {allowed}.")
         if not self.data:
             raise ValueError("data is empty; it must name at least one source.")
         if self.shares and (len(self.shares) != len(self.data) or min(self.shares) <= 0):
             raise ValueError(f"shares is {self.shares}; it must be {len(self.data)} numbers above 0, one a source.")
-        if not self.name or set(self.name) & set("/\\\0") or self.name.startswith("."):
-            raise ValueError(f"name is {self.name!r}; it must be a folder's name without slashes or a leading dot.")
+        if (
+            not 0 < len(self.name.encode("utf-8", "replace")) <= 100
+            or set(self.name) & set("/\\\0")
+            or self.name[0] == "."
+        ):
+            raise ValueError(
+                f"name is {self.name!r:.80}; it must be a folder's name of 1 to 100 bytes without slashes or a leading dot."
+            )
 
     @property
     def run(self) -> Path:

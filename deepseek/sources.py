@@ -3,7 +3,7 @@
 - a source is the text that ships with Python, a file (.txt, .jsonl, .csv, each also as .xz or .gz; .parquet), or a
   data set of the Hub, which is read file by file in the same way
 - a position is a JSON value; reading on from it makes no earlier document again (.xz and .gz are decompressed again up
-  to it, and of .parquet the row group that it lies in)
+  to it, and of .parquet the row group that it lies in, since these can be entered at their start alone)
 - memory does not grow with the source, whatever the length of its lines; of .parquet, the text of one row group as it
   lies in the file is held
 """
@@ -18,6 +18,7 @@ import json
 import lzma
 import platform
 import re
+import sys
 import sysconfig
 import zlib
 from collections.abc import Iterator
@@ -26,7 +27,8 @@ from pathlib import Path
 END_OF_TEXT = "<|endoftext|>"
 BUILT_IN = "builtin"
 LONGEST_DOCUMENT = 1 << 20  # characters; a longer .txt is cut at a line's end, of a longer row the rest is left out
-LONGEST_ROW = 1 << 26  # bytes
+LONGEST_ROW = 1 << 24  # bytes
+TIGHTEST = 200  # times that a text may have been packed; what is packed tighter is a trap
 NOT_PROSE = {"test", "tests", "idle_test", "lib2to3", "site-packages", "__pycache__", "topics.py"}
 UNPACK = {".xz": lzma.open, ".gz": gzip.open}
 csv.field_size_limit(LONGEST_ROW)  # the module's own limit is 128 KiB, less than a book
@@ -56,7 +58,9 @@ def read(source: str, position=None) -> Iterator[tuple[str, object]]:
 def fingerprint(source: str) -> str:
     """What tells a changed source from the one that a position belongs to; for a file, its size and its two ends."""
     if source == BUILT_IN:
-        return f"the text of Python {platform.python_version()}"
+        topics, files = _library()
+        names = hashlib.sha256(str([(name, path.stat().st_size) for name, path in files]).encode()).hexdigest()[:12]
+        return f"{len(topics) + len(files)} texts of Python {platform.python_version()}, sha256 of their names {names}"
     names = _files(source)
     if names != [source]:
         names = [re.sub("@[0-9a-f]{40}", "", name) for name in names]  # without the revision
@@ -119,7 +123,7 @@ def _read_files(files, index: int, place) -> Iterator[tuple[str, object]]:
 
 @contextlib.contextmanager
 def _open(file: str):
-    """The file's bytes, decompressed; what goes wrong while they are read becomes a DataError."""
+    """(the file's bytes decompressed, the file); what goes wrong while they are read becomes a DataError."""
     remote = "://" in file
     try:
         if remote:
@@ -130,7 +134,7 @@ def _open(file: str):
             raw = open(file, "rb")  # noqa: SIM115
         with raw:
             unpack = UNPACK.get(Path(file).suffix.lower())
-            yield unpack(raw) if unpack else raw
+            yield unpack(raw) if unpack else raw, raw
     except DataError:
         raise
     except (lzma.LZMAError, EOFError, zlib.error) as error:
@@ -143,10 +147,12 @@ def _open(file: str):
 
 def _lines(file: str, offset: int, longest: int) -> Iterator[tuple[str, int]]:
     """(line, byte after it) from byte `offset` on; a line of more than `longest` bytes comes in pieces."""
-    with _open(file) as raw:
-        raw.seek(offset)
+    with _open(file) as (content, raw):
+        content.seek(offset)
         rest = b""  # the begun character at the end of a piece
-        while piece := raw.readline(longest):
+        while piece := content.readline(longest):
+            if content is not raw and offset > max(4 * LONGEST_DOCUMENT, TIGHTEST * raw.tell()):
+                raise DataError(f"data {file!r} unpacks to {TIGHTEST} times its size and more; text does not.")
             line = rest + piece
             if (nul := line.find(0)) >= 0:
                 raise DataError(f"data {file!r} is not text: byte {offset + nul} is NUL.")
@@ -263,7 +269,7 @@ def _parquet(file: str, row: int | None) -> Iterator[tuple[str, int]]:
     from pyarrow.parquet import ParquetFile
 
     row = row or 0
-    with _open(file) as raw:
+    with _open(file) as (_, raw):
         try:
             table = ParquetFile(raw)
             types = {field.name: str(field.type) for field in table.schema_arrow}
@@ -276,7 +282,12 @@ def _parquet(file: str, row: int | None) -> Iterator[tuple[str, int]]:
                 first += table.metadata.row_group(group).num_rows
                 group += 1
             groups = range(group, table.num_row_groups)
-            for batch in table.iter_batches(batch_size=64, row_groups=groups, columns=[column]):
+            place = next(place for place in range(len(table.schema)) if table.schema.column(place).path == column)
+            for number in groups:
+                part = table.metadata.row_group(number).column(place)
+                if part.total_uncompressed_size > max(LONGEST_ROW, TIGHTEST * part.total_compressed_size):
+                    raise DataError(f"data {file!r} unpacks to {TIGHTEST} times its size and more; text does not.")
+            for batch in table.iter_batches(batch_size=16, row_groups=groups, columns=[column]):
                 for text in batch.column(0).slice(min(len(batch), max(0, row - first))).to_pylist():
                     row += 1
                     if isinstance(text, str) and text:
@@ -295,16 +306,26 @@ READERS = {
 }
 
 
-def _built_in(start: int) -> Iterator[tuple[str, int]]:
-    """The text that ships with Python: its language reference, then docstring and source of every library module.
+def _library() -> tuple[list[str], list[tuple[str, Path]]]:
+    """(topics of the language reference, (name, path) of the library's modules), in the same order on every machine.
 
-    Sorted, so alike on every machine with the same Python; another version of Python holds other text.
+    What a machine adds to the library's folder, such as a record of how its Python was built, is no part of it.
     """
     from pydoc_data.topics import topics
 
     library = Path(sysconfig.get_path("stdlib"))
-    files = {path.relative_to(library).as_posix(): path for path in library.rglob("*.py")}
-    texts = [*topics.values(), *(files[name] for name in sorted(files) if not NOT_PROSE & set(name.split("/")))]
+    files = sorted((path.relative_to(library).as_posix(), path) for path in library.rglob("*.py"))
+    known = [file for file in files if file[0].removesuffix(".py").split("/")[0] in sys.stdlib_module_names]
+    return list(topics.values()), [file for file in known if not NOT_PROSE & set(file[0].split("/"))]
+
+
+def _built_in(start: int) -> Iterator[tuple[str, int]]:
+    """The text that ships with Python: its language reference, then docstring and source of every library module.
+
+    Another version of Python holds other text.
+    """
+    topics, files = _library()
+    texts = [*topics, *(path for _, path in files)]
     for number, text in enumerate(texts[start:], start + 1):
         if isinstance(text, Path):
             try:

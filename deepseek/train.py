@@ -7,6 +7,7 @@
 - `torchrun --nproc-per-node N -m deepseek.train ...` is the same run on N processes, `batch_size` being that of all
 """
 
+import collections
 import contextlib
 import ctypes
 import itertools
@@ -24,12 +25,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
-from deepseek import balance, checkpoint, data, parallel, process
+from deepseek import balance, checkpoint, data, parallel, process, room
 from deepseek.config import preset
-from deepseek.model import DeepseekV3ForCausalLM, DeepseekV3TopkRouter
+from deepseek.history import PACE, duration, seconds_left
+from deepseek.model import DeepseekV3ForCausalLM, DeepseekV3TopkRouter, fast_in_bf16
 from deepseek.observe import observe, probe, validation_texts
-from deepseek.settings import TrainConfig, parse
+from deepseek.settings import TrainConfig, TrainingError, parse
 
+KEPT = "the last good commit is kept."
 SEED_TOKENIZER = "HuggingFaceTB/cosmo2-tokenizer"
 
 
@@ -43,7 +46,7 @@ class Step:
     lr: float
     grad_norm: float  # before clipping
     tokens: int  # since the start of the run
-    tokens_per_second: float
+    tokens_per_second: float  # since the step before, with the validation, samples and commit that followed it
     load: list[list[float]]  # layer x expert, shares of this step's assignments
     max_violation: list[float]  # a layer
     validation: dict | None = None  # val_loss in nats a token, val_bits_per_byte
@@ -54,10 +57,6 @@ class Step:
         """The fields up to `max_violation`; None for a gradient norm that fp16 could not hold, which JSON cannot either."""
         values = {k: v for k, v in asdict(self).items() if k not in ("validation", "samples", "checkpoint")}
         return {**values, "grad_norm": self.grad_norm if math.isfinite(self.grad_norm) else None}
-
-
-class TrainingError(RuntimeError):
-    """The run cannot go on; the message is one sentence that says why."""
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -83,7 +82,10 @@ def parameter_groups(model, weight_decay: float) -> list[dict]:
 
 
 def new_model(config: TrainConfig):
-    """(model, tokenizer) a run starts from: a checkpoint, or a preset with fresh weights."""
+    """(model, tokenizer) a run starts from: a checkpoint, or a preset with fresh weights.
+
+    Raises CheckpointError, DataError, or TrainingError for a model or a tokenizer that does not fit.
+    """
     if config.start_from:
         model, tokenizer = checkpoint.load(config.start_from, torch.float32)
         if not isinstance(model, DeepseekV3ForCausalLM) or tokenizer is None:
@@ -93,7 +95,11 @@ def new_model(config: TrainConfig):
         if config.tokenizer or config.preset == "seed":
             from transformers import AutoTokenizer
 
-            tokenizer = AutoTokenizer.from_pretrained(config.tokenizer or SEED_TOKENIZER, trust_remote_code=False)
+            name = config.tokenizer or SEED_TOKENIZER
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            except Exception as error:  # no network, no such folder, or files of no tokenizer
+                raise TrainingError(f"tokenizer {name!r} cannot be opened: {process.explain(error)}") from error
         else:
             tokenizer = data.learn_tokenizer(config.data, shape.vocab_size, config.shares)
         end = tokenizer.eos_token_id
@@ -113,11 +119,11 @@ def new_model(config: TrainConfig):
 
 
 def autocast_dtype(precision: str, device: str) -> torch.dtype | None:
-    """The autocast type of a precision; "auto" takes bf16 where there are instructions for it, fp16 on older GPUs."""
+    """The autocast type of a precision; "auto" takes bf16 where it is faster than fp32, fp16 on older GPUs."""
     if precision == "auto":
         if device == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-        return torch.bfloat16 if checkpoint.preferred_dtype() == torch.bfloat16 else None
+        return torch.bfloat16 if fast_in_bf16(torch.device(device)) else None
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
@@ -173,7 +179,7 @@ def _train(config: TrainConfig, resume: bool, stopped, group: parallel.Group) ->
         if resume:
             os.truncate(run / "metrics.jsonl", metrics_bytes)
         else:
-            (run / "config.json").write_text(json.dumps(asdict(config), indent=1))
+            process.write(run / "config.json", json.dumps(asdict(config), indent=1))
 
     def due(every: int) -> bool:
         return every > 0 and (step % every == 0 or step == config.steps)
@@ -181,8 +187,8 @@ def _train(config: TrainConfig, resume: bool, stopped, group: parallel.Group) ->
     with contextlib.closing(blocks), open(run / "metrics.jsonl" if group.first else os.devnull, "a") as metrics:
         if untrained:
             print(json.dumps({"step": 0, "probe": untrained}), file=metrics)
+        began = time.perf_counter()
         for step in range(start + 1, config.steps + 1):
-            began = time.perf_counter()
             # Every random draw of a step depends on the seed and the step alone, so a resumed run repeats it.
             torch.manual_seed((config.seed * 1_000_003 + step + (group.rank << 40)) % 2**63)
             rate = learning_rate(config, step)
@@ -206,11 +212,13 @@ def _train(config: TrainConfig, resume: bool, stopped, group: parallel.Group) ->
             group.sum(counts_LE)
             lm_loss = group.mean(torch.tensor(lm_loss, dtype=torch.float64, device=device)).item()
             scaler.unscale_(optimizer)
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+            norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
             grad_norm = parallel.gathered(norm).item()
-            # An infinite gradient alone is fp16's: the scaler passes the step over and scales less.
-            if not math.isfinite(lm_loss if scaler.is_enabled() else lm_loss + grad_norm):
-                raise TrainingError(f"step {step}: {not_finite(model)}; the last good commit is kept.")
+            # An infinite gradient alone is fp16's: the scaler passes the step over and scales less, down to 1.
+            overflow = scaler.is_enabled() and scaler.get_scale() > 1
+            if not math.isfinite(lm_loss + aux_loss + (0 if overflow else grad_norm)):
+                raise TrainingError(f"step {step}: {not_finite(model) or 'the loss is not finite'}; {KEPT}")
+            torch.nn.utils.clip_grads_with_norm_(model.parameters(), config.clip, norm)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
@@ -218,6 +226,8 @@ def _train(config: TrainConfig, resume: bool, stopped, group: parallel.Group) ->
                 bias = router.e_score_correction_bias
                 bias.copy_(balance.bias_step(bias, counts_E, config.bias_rate))
             tokens += step_tokens
+            now = time.perf_counter()
+            seconds, began = now - began, now
             record = Step(
                 step=step,
                 loss=lm_loss,
@@ -225,13 +235,15 @@ def _train(config: TrainConfig, resume: bool, stopped, group: parallel.Group) ->
                 lr=rate,
                 grad_norm=grad_norm,
                 tokens=tokens,
-                tokens_per_second=round(step_tokens / (time.perf_counter() - began), 1),
+                tokens_per_second=round(step_tokens / seconds, 1),
                 load=[[round(share, 4) for share in row] for row in balance.load_shares(counts_LE).tolist()],
                 max_violation=[round(v, 4) for v in balance.max_violation(counts_LE).tolist()],
             )
             print(json.dumps(record.line(), allow_nan=False), file=metrics)
             stop = group.any(stopped())
             commits = stop or due(config.checkpoint_every)
+            if commits and (broken := not_finite(model)):  # the step itself may have overflowed
+                raise TrainingError(f"step {step}: {broken}; {KEPT}")
             if commits or due(config.valid_every) or due(config.sample_every):
                 whole = group.whole(model)
                 tensors = optimizer_tensors(optimizer) if commits else {}
@@ -286,14 +298,17 @@ def restore(folder: Path, model, optimizer, scaler, blocks) -> tuple[int, int, i
     return state["step"], state["tokens"], state["metrics_bytes"]
 
 
-def not_finite(model) -> str:
-    """Names the first tensor with a NaN or infinite value."""
+def not_finite(model) -> str | None:
+    """Names a tensor with a NaN or infinite value, None where there is none: the weight, or gradient, it began with.
+
+    A bad weight makes every gradient bad, and a bad gradient those of all the layers below it.
+    """
     weights = [("weight", name, parameter) for name, parameter in model.named_parameters()]
     gradients = [("gradient of", name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
-    for what, name, tensor in weights + gradients:  # one bad weight makes every gradient bad
+    for what, name, tensor in weights + gradients[::-1]:
         if not parallel.gathered(tensor).isfinite().all():
             return f"{what} {name} is not finite"
-    return "the loss is not finite"
+    return None
 
 
 def keep_freed_memory() -> None:
@@ -306,12 +321,12 @@ def keep_freed_memory() -> None:
             libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
-def report(config: TrainConfig, step: Step) -> None:
-    """Prints what a step did."""
-    left = (config.steps - step.step) * (step.tokens / step.step) / step.tokens_per_second
+def report(config: TrainConfig, step: Step, speeds) -> None:
+    """Prints what a step did; `speeds` are the tokens a second of the last steps, which tell the time left."""
+    left = duration(seconds_left(config.steps - step.step, step.tokens / step.step, speeds))
     print(
         f"Step {step.step} - Loss: {step.loss:.4f}, Load Balancing Loss: {step.load_balancing_loss:.6f}"
-        f" | lr {step.lr:.2e}, {step.tokens_per_second:.0f} tokens/s, {left / 60:.0f} min left",
+        f" | lr {step.lr:.2e}, {step.tokens_per_second:.0f} tokens/s, {left} left",
         flush=True,
     )
     if step.validation:
@@ -335,13 +350,14 @@ def main():
     if first:
         try:
             lock = process.lock(config.root, config.name)
-            starting_point(config, resume)
+            room.check(config, starting_point(config, resume))
         except (process.Busy, TrainingError) as error:
             sys.exit(f"error: {error}")
         config.run.mkdir(exist_ok=True)
         process.record(config.run)
 
     signals, step, failure, state, reason = [], None, None, "finished", ""
+    speeds = collections.deque(maxlen=PACE)
 
     def stop(number, _):
         signals.append(number)
@@ -354,7 +370,8 @@ def main():
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # held back by runs.start until now
         for step in train(config, resume, stopped=lambda: bool(signals)):
             if first:
-                report(config, step)
+                speeds.append(step.tokens_per_second)
+                report(config, step, speeds)
         if signals and step.step < config.steps:
             state = "stopped"
     except Stopped:

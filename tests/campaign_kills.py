@@ -37,18 +37,23 @@ def campaign(kills: int, seed: int, folder: Path) -> dict:
             figures["kills"] += 1
             figures["inside_a_commit"] += staging(config) not in (None, left)
             figures["lost_commits"] += (int(last.name[5:]) if last else 0) < announced(config)
-            if (config.run / "config.json").exists():
-                figures["wrong_states"] += runs.find(config.root, config.name).state != "killed"
+            ended = last and last.name.endswith(f"{STEPS}")  # and then killed before it was gone
+            figures["wrong_states"] += state(config) not in (("killed", "finished") if ended else ("killed",))
             left = staging(config)
             if last is None:
                 figures["before_the_first_commit"] += 1
                 (config.run / "metrics.jsonl").unlink(missing_ok=True)  # begins anew under the same name
-        if runs.find(config.root, config.name).state == "killed":
+        if state(config) == "killed":
             assert exit_code(start(config)) == 0
         figures["runs"] += 1
-        figures["wrong_states"] += runs.find(config.root, config.name).state != "finished"
+        figures["wrong_states"] += state(config) != "finished"
         figures["unlike"] += content(config) != expected
     return figures
+
+
+def state(config) -> str:
+    """What `runs` says of the run; one that was killed before it wrote its settings is not known there yet."""
+    return runs.find(config.root, config.name).state if (config.run / "config.json").exists() else "killed"
 
 
 def start(config) -> int:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from deepseek.history import History, dead_experts, rerouted, smoothed, thinned
+from deepseek.history import History, dead_experts, duration, rerouted, smoothed, thinned
 
 
 def line(step, load, loss=1.0):
@@ -42,6 +42,22 @@ def test_columns_are_those_of_the_file_in_whatever_pieces_it_comes():
         assert history.samples == [(4, [{"prompt": "Once", "text": "Once more"}])]
         assert [step for step, _ in history.probes] == [0]
         assert history.seconds_left(14) == pytest.approx(10 * 64 / 100)
+
+
+def test_the_time_left_counts_what_slow_steps_take():
+    """Every second step commits and so makes a tenth of the speed: a step takes 0.64 or 6.4 seconds."""
+    history = History()
+    for step in range(1, 101):
+        history.add([{**line(step, [[0.5, 0.5]]), "tokens_per_second": 10.0 if step % 2 else 100.0}])
+    assert history.seconds_left(200) == pytest.approx(50 * 0.64 + 50 * 6.4, rel=0.01)
+    assert history.seconds_left(100) == 0
+    before = history.seconds_left(300)
+    history.add([{**line(101, [[0.5, 0.5]]), "tokens_per_second": 0.01}])  # it was paused for two hours
+    assert history.seconds_left(301) == pytest.approx(before, rel=0.02)
+
+
+def test_a_duration_is_told_in_two_units():
+    assert [duration(seconds) for seconds in (59.4, 61, 3700)] == ["59 s", "1 min 1 s", "1 h 1 min"]
 
 
 def test_smoothing_goes_from_nothing_to_the_mean_of_all():

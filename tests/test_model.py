@@ -349,6 +349,43 @@ def test_loss_is_language_modelling_plus_weighted_balancing():
     assert_close(output.loss, output.lm_loss + 0.3 * output.aux_loss, 1e-6)
 
 
+def test_the_loss_of_training_is_that_of_evaluation_without_the_logits():
+    model, ids = make(), tokens(2, 10)
+    expected = model(ids, labels=ids)
+    output = model.train()(ids, labels=ids)
+    assert output.logits is None
+    assert_close(output.loss, expected.loss, 1e-6)
+    assert model(ids).logits is not None
+
+
+@torch.no_grad()
+def test_a_long_text_is_read_in_fp32_where_bf16_is_slow(monkeypatch):
+    """The weights and the cache stay in bf16, and what is computed of them is more exact."""
+    exact, ids = make().bfloat16().float(), tokens(1, 80)
+    model = make().bfloat16()
+    errors = {}
+    for fast in (True, False):
+        monkeypatch.setattr("deepseek.model.fast_in_bf16", lambda device: fast)  # noqa: B023
+        cache = LatentCache(model.config)
+        logits = logits_of(model, ids, past_key_values=cache)
+        assert logits.dtype == (torch.bfloat16 if fast else torch.float32)
+        assert cache.layers[0].keys.dtype == torch.bfloat16
+        assert logits_of(model, ids[:, :1], past_key_values=cache).dtype == torch.bfloat16, "one token more"
+        errors[fast] = float((logits - logits_of(exact, ids)).abs().mean())
+    assert errors[False] < errors[True] / 4
+
+
+def test_autocast_to_bf16_is_left_where_it_is_slow(monkeypatch):
+    model, ids = make().train(), tokens(2, 10)
+    plain = model(ids, labels=ids).lm_loss
+    monkeypatch.setattr("deepseek.model.fast_in_bf16", lambda device: False)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model(ids, labels=ids).lm_loss, plain)
+        monkeypatch.setattr("deepseek.model.fast_in_bf16", lambda device: True)
+        rounded = model(ids, labels=ids).lm_loss
+    assert 0 < abs(rounded - plain) < 0.01
+
+
 def test_padding_and_ignored_labels_do_not_count():
     model, ids = make(), tokens(1, 12)
     alone = model(ids[:, :7], labels=ids[:, :7])

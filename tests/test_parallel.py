@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from deepseek import parallel
+from deepseek import parallel, runs
 from deepseek.balance import balancing_loss
 from deepseek.checkpoint import latest, load
 from deepseek.train import TrainConfig, TrainingError, train
@@ -22,10 +23,23 @@ ROOT = Path(__file__).parents[1]
 STEPS, HALF = 20, 10
 
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
 def torchrun(*arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=90)
+    command = [*TORCHRUN, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=90)
+
+
+def flags(config):
+    """What the command line says for these settings."""
+    said = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value != field.default and value != [] and field.name != "start_from":
+            said += ["--" + field.name.replace("_", "-"), *map(str, value if isinstance(value, list) else [value])]
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +61,7 @@ def one(config):
 def copied(config, one):
     """The command on two processes, each with the whole model; returns its settings and what it printed."""
     twin = dataclasses.replace(config, name="copied")
-    flags = []
-    for field in dataclasses.fields(twin):
-        value = getattr(twin, field.name)
-        if value != field.default and value != [] and field.name != "start_from":
-            flags += ["--" + field.name.replace("_", "-"), *map(str, value if isinstance(value, list) else [value])]
-    ended = torchrun("-m", "deepseek.train", *flags)
+    ended = torchrun("-m", "deepseek.train", *flags(twin))
     assert ended.returncode == 0, ended.stderr
     return twin, ended.stdout
 
@@ -132,6 +141,21 @@ def test_a_commit_of_two_opens_everywhere(config, copied, seen, name):
 def test_a_signal_to_one_process_stops_all_at_the_same_step(config, seen):
     assert [each["stopped"] for each in seen] == [[1, 2, 3], [1, 2, 3]]
     assert latest(config.run.with_name("stopped")).name == "step-000003"
+
+
+def test_a_stop_of_torchrun_commits(config, one):
+    """SIGTERM as a cluster's scheduler sends it: torchrun hands it on, both processes stop at one step and commit it."""
+    long = dataclasses.replace(config, name="long", steps=10**6, checkpoint_every=10**6, valid_every=0)
+    process = subprocess.Popen([*TORCHRUN, "-m", "deepseek.train", *flags(long)], cwd=ROOT, env=ENVIRONMENT)
+    end = time.monotonic() + 90
+    while not runs.metrics(long.run)[0][3:]:
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.1)
+    process.terminate()
+    process.wait(60)
+    run = runs.find(long.root, "long")
+    assert run.state == "stopped" and run.checkpoint.name == f"step-{run.step:06d}"
+    assert next(train(long, resume=True)).step == run.step + 1
 
 
 def test_a_number_that_is_not_finite_on_one_process_ends_all(config, seen):

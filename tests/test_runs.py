@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -14,8 +15,9 @@ import pytest
 import torch
 
 import deepseek
-from deepseek import process, runs
+from deepseek import process, room, runs
 from deepseek.checkpoint import commit, is_whole
+from deepseek.data import Blocks
 from deepseek.settings import TrainConfig, parse
 
 ROOT = Path(__file__).parents[1]
@@ -109,11 +111,11 @@ def test_a_run_that_fails_says_why_and_its_name_can_be_used_again(config, tmp_pa
     runs.start(config(start_from=nan_model(model, tokenizer, tmp_path / "nan")))
     wait_until(lambda: not runs.find(tmp_path, "run").alive)
     run = runs.find(tmp_path, "run")
-    assert run.state == "failed" and "weight model.layers.1.self_attn.o_proj.weight is not finite" in run.reason
+    assert run.state == "failed" and "numbers in 'model.layers.1.self_attn.o_proj.weight'" in run.reason
 
 
 def test_a_full_disk_is_named_as_the_reason(config, stories, tmp_path):
-    """On a disk of 4 MB, where one commit fits and a second does not, in a mount that goes with its process."""
+    """On a disk that something else fills after the first commit, in a mount that goes with its process."""
     disk = tmp_path / "disk"
     disk.mkdir()
     inside = [
@@ -121,7 +123,9 @@ def test_a_full_disk_is_named_as_the_reason(config, stories, tmp_path):
         "-rm",
         "sh",
         "-c",
-        f'mount -t tmpfs -o size=4m none {disk} && "$@"; cp {disk}/run/*.json .',
+        f"""mount -t tmpfs -o size=40m none {disk}
+            (until ls {disk}/run/step-*; do sleep 0.05; done; head -c 40m /dev/zero > {disk}/other) 2> other.log &
+            "$@"; cp {disk}/run/*.json .""",
         "sh",
     ]
     if subprocess.run([*inside[:4], f"mount -t tmpfs none {disk}"], capture_output=True).returncode:
@@ -141,15 +145,42 @@ def test_a_full_disk_is_named_as_the_reason(config, stories, tmp_path):
 # What is refused
 
 
-def test_a_run_that_does_not_fit_is_refused_with_both_numbers(config, monkeypatch):
-    monkeypatch.setattr("deepseek.checkpoint.free_memory", lambda: 3 * 2**28)
-    with pytest.raises(runs.RunError, match=r"^run 'run' needs about \d+\.\d GiB of memory; 0.8 GiB are free.$"):
-        runs.start(config(preset="seed"))
-    monkeypatch.setattr("deepseek.checkpoint.free_memory", lambda: None)
+LITTLE = """
+import os, runpy, shutil, sys
+from types import SimpleNamespace
+from deepseek import checkpoint
+checkpoint.free_memory = lambda: 3 * 2**28 if os.environ["LITTLE"] == "memory" else None
+shutil.disk_usage = lambda path: SimpleNamespace(free=2**30 if os.environ["LITTLE"] == "disk" else 2**40)
+runpy.run_module("deepseek.train", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("little, free", [("memory", "768 MiB"), ("disk", "1.0 GiB")])
+def test_a_run_that_does_not_fit_is_refused_with_both_numbers(config, tmp_path, monkeypatch, little, free):
+    """By the page, which asks before there is a process, and by the command line."""
+    refusal = rf"run 'run' needs about \d+\.\d GiB of {little}; {free} are free."
+    command = [sys.executable, "-c", LITTLE, *runs.command(config(preset="seed"), False)[3:]]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LITTLE": little}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert re.fullmatch(f"error: {refusal}\n", ended.stderr), ended.stderr
+    assert ended.returncode == 1
+    monkeypatch.setattr("deepseek.checkpoint.free_memory", lambda: 3 * 2**28 if little == "memory" else None)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=2**30))
-    with pytest.raises(runs.RunError, match=r"^run 'run' needs about \d+\.\d GiB of disk; 1.0 GiB are free.$"):
+    with pytest.raises(runs.RunError, match=f"^{refusal}$"):
         runs.start(config(preset="seed"))
     assert not config().run.exists()
+
+
+def test_several_processes_need_room_for_each(config, monkeypatch):
+    """torchrun's processes on this machine: a copy of the model each, or a part with --shard, and the batch dealt out."""
+    settings, part = config(preset="seed"), config(preset="seed", shard=True)
+    alone, commit = room.needs(settings)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    weights = (commit - 4 * Blocks.BUFFER * settings.context) // 12
+    more = room.needs(part)[0] - alone  # the program, and the loss's part of the logits
+    assert more > room.PROGRAM
+    assert room.needs(settings) == (alone + more + 16 * weights, commit)
 
 
 def test_what_a_run_needs_covers_what_it_takes(config, stories):
@@ -158,8 +189,8 @@ def test_what_a_run_needs_covers_what_it_takes(config, stories):
     subprocess.run(runs.command(settings, False), cwd=ROOT, check=True, capture_output=True)
     run = runs.find(settings.root, "run")
     size = sum(file.stat().st_size for file in run.checkpoint.iterdir())
-    assert runs.needs(settings)[1] == pytest.approx(size, rel=0.1)
-    assert runs.needs(settings, run.checkpoint) == pytest.approx(runs.needs(settings), rel=1e-3)
+    assert room.needs(settings)[1] == pytest.approx(size, rel=0.1)
+    assert room.needs(settings, run.checkpoint) == pytest.approx(room.needs(settings), rel=1e-3)
     assert (run.state, run.step) == ("finished", 1)
     with pytest.raises(runs.RunError, match="is finished"):
         runs.resume(settings.root, "run")

@@ -5,8 +5,10 @@ import gzip
 import json
 import lzma
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 from itertools import islice
 from pathlib import Path
 
@@ -90,7 +92,26 @@ def test_the_built_in_source_needs_no_file():
     assert any("statement\n***" in text for text in found) and any("import " in text for text in found)
     pairs = list(islice(read("builtin"), 300))
     assert [text for text, _ in islice(read("builtin", pairs[249][1]), 50)] == found[250:]
-    assert sys.version.split()[0] in fingerprint("builtin")
+
+
+def test_what_a_machine_adds_to_the_library_is_not_in_the_built_in_source(tmp_path, monkeypatch):
+    """A copy of a part of it, in a folder of another name, with the files that installers put there."""
+    library = Path(sysconfig.get_path("stdlib"))
+    for place in (tmp_path / "one", tmp_path / "other"):
+        shutil.copytree(library / "json", place / "json")
+        shutil.copytree(library / "email", place / "email")
+    for name in ("_sysconfigdata__linux.py", "sitecustomize.py", "config-3.12/a.py", "site-packages/pip/a.py"):
+        file = tmp_path / "other" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("# not of the library\n" * 99)
+    found = {}
+    for name in ("one", "other"):
+        monkeypatch.setattr("sysconfig.get_path", lambda _, name=name: str(tmp_path / name))
+        found[name] = texts("builtin"), fingerprint("builtin")
+    assert found["one"] == found["other"] and sys.version.split()[0] in found["one"][1]
+    (tmp_path / "one" / "json" / "tool.py").unlink()
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path / "one"))
+    assert fingerprint("builtin") != found["other"][1], "a library with a file less is another source"
 
 
 @pytest.mark.parametrize("subset", ["", ":default"])
@@ -145,7 +166,7 @@ def test_what_cannot_be_read_is_named_in_one_sentence(tmp_path, name):
 
 def test_an_unclosed_quote_does_not_swallow_a_large_csv_file(tmp_path):
     (tmp_path / "a.csv").write_text('text\n"' + "never closed\n" * 20_000)
-    limit = csv.field_size_limit(100_000)  # in place of 64 MiB
+    limit = csv.field_size_limit(100_000)  # in place of 16 MiB
     try:
         with pytest.raises(DataError, match="is not CSV before byte 100.*: field larger than field limit"):
             texts(tmp_path / "a.csv")

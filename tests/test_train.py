@@ -1,6 +1,7 @@
 """Training runs: they learn, they can be cut anywhere and go on, and they stop rather than train on nothing."""
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import json
@@ -21,7 +22,7 @@ from deepseek.checkpoint import commits, latest, load
 from deepseek.data import DataError
 from deepseek.model import DeepseekV3ForCausalLM
 from deepseek.observe import SAMPLE_PROMPTS
-from deepseek.train import TrainConfig, TrainingError, learning_rate, train
+from deepseek.train import TrainConfig, TrainingError, autocast_dtype, learning_rate, report, train
 
 ROOT = Path(__file__).parents[1]
 STEPS = 20
@@ -162,6 +163,21 @@ def test_validation_and_samples_come_when_they_are_due(config):
     assert set(lines[1]) == {"step", "val_loss", "val_bits_per_byte"}
 
 
+def test_what_is_due_is_printed_with_its_step(config, capsys):
+    config = config(steps=3, valid_every=3, sample_every=3)
+    *_, step = train(config)
+    report(config, dataclasses.replace(step, step=2, tokens=256), [50.0, 50.0])
+    first, held_out, sample, *_, commit = capsys.readouterr().out.splitlines()
+    assert first.startswith("Step 2 - Loss: ") and first.endswith(", 3 s left"), "128 tokens at 50 a second"
+    nats, bits = step.validation["val_loss"], step.validation["val_bits_per_byte"]
+    assert held_out == f"  held out: {nats:.4f} nats a token, {bits:.4f} bits a byte"
+    assert nats / math.log(2) == pytest.approx(bits, rel=0.1), (
+        "a tiny model's tokens are bytes, and one begins each text"
+    )
+    assert sample == f"  Sample 1: {step.samples[0]['text']!r}"
+    assert commit == f"  committed {config.run / 'step-000003'}"
+
+
 def test_the_balancing_loss_pulls_the_load_together(config):
     """From the same weights and data, a heavy weight ends nearer to even soft shares than none."""
     plain = dict(steps=8, warmup=0, bias_rate=0.0)
@@ -173,16 +189,45 @@ def test_the_balancing_loss_pulls_the_load_together(config):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_number_that_is_not_finite_ends_the_run_and_names_its_tensor(config, whole, tmp_path, precision):
-    model, tokenizer = load(latest(whole[0].run), torch.float32)
-    with torch.no_grad():
-        model.model.layers[1].self_attn.o_proj.weight[0, 0] = math.nan
-    for part in (model, tokenizer):
-        part.save_pretrained(tmp_path / "broken")
-    config = config(start_from=str(tmp_path / "broken"), precision=precision)
+def test_a_number_that_is_not_finite_ends_the_run_and_names_its_tensor(config, monkeypatch, precision):
+    def broken(shape):
+        model = DeepseekV3ForCausalLM(shape)
+        with torch.no_grad():
+            model.model.layers[1].self_attn.o_proj.weight[0, 0] = math.nan
+        return model
+
+    monkeypatch.setattr("deepseek.train.DeepseekV3ForCausalLM", broken)
+    config = config(precision=precision)
     with pytest.raises(TrainingError, match="^step 1: weight model.layers.1.self_attn.o_proj.weight is not finite"):
         next(train(config))
     assert commits(config.run) == [] and "NaN" not in (config.run / "metrics.jsonl").read_text()
+
+
+def test_the_gradient_named_is_the_one_that_began_it(config, monkeypatch):
+    """The keys' gradient of the second layer turns to NaN: those of the layers below follow, those above are sound."""
+
+    def broken(shape):
+        model = DeepseekV3ForCausalLM(shape)
+        model.model.layers[1].self_attn.kv_b_proj.weight.register_hook(lambda gradient: gradient * math.nan)
+        return model
+
+    monkeypatch.setattr("deepseek.train.DeepseekV3ForCausalLM", broken)
+    with pytest.raises(
+        TrainingError, match="^step 1: gradient of model.layers.1.self_attn.kv_b_proj.weight is not finite"
+    ):
+        next(train(config()))
+
+
+def test_weights_that_overflow_in_a_step_are_not_committed(config):
+    """A decay of 10 makes every weight 9 times as large and of the other sign: an absurd setting, but one that is allowed.
+
+    The loss of a step is that of the weights before it, so at the commit nothing else has seen those after it.
+    """
+    config = config(steps=60, lr=1.0, weight_decay=10.0, warmup=0, checkpoint_every=1, keep=1, schedule="constant")
+    with pytest.raises(TrainingError, match=r"is not finite; the last good commit is kept\.$"):
+        list(train(config))
+    (kept,) = commits(config.run)
+    assert all(tensor.isfinite().all() for tensor in load_file(kept / "model.safetensors").values())
 
 
 def test_a_gradient_that_fp16_cannot_hold_is_null_in_the_metrics(config, monkeypatch):
@@ -192,6 +237,21 @@ def test_a_gradient_that_fp16_cannot_hold_is_null_in_the_metrics(config, monkeyp
     lines = (config.run / "metrics.jsonl").read_text().splitlines()
     assert not math.isfinite(steps[0].grad_norm) and not math.isfinite(steps[1].grad_norm)
     assert [json.loads(line, parse_constant=pytest.fail)["grad_norm"] for line in lines] == [None, None]
+
+
+def test_a_gradient_that_no_scale_of_fp16_can_hold_ends_the_run(config, monkeypatch):
+    """The scale is halved from 2**16 down to 1, and then it is not the scale."""
+
+    def broken(shape):
+        model = DeepseekV3ForCausalLM(shape)
+        model.model.norm.weight.register_hook(lambda gradient: gradient * math.inf)
+        return model
+
+    monkeypatch.setattr("deepseek.train.DeepseekV3ForCausalLM", broken)
+    with pytest.raises(
+        TrainingError, match="^step 17: gradient of model.norm.weight is not finite; the last good commit"
+    ):
+        list(train(config(precision="fp16", steps=30)))
 
 
 def test_validation_text_that_is_empty_is_refused(config, tmp_path):
@@ -206,6 +266,15 @@ def test_a_checkpoint_can_be_trained_on(config, whole):
 
 
 # Settings
+
+
+@pytest.mark.parametrize("tiles, taken", [(False, None), (True, torch.bfloat16)])
+def test_a_processor_trains_in_bf16_only_where_it_has_tiles_for_it(monkeypatch, tiles, taken):
+    """AVX512-BF16 alone, for which decoding takes bf16, makes training slower than fp32: see docs/log.md."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    assert autocast_dtype("auto", "cpu") == taken
+    assert autocast_dtype("bf16", "cpu") == torch.bfloat16 and autocast_dtype("fp32", "cpu") is None
 
 
 def test_learning_rate_warms_up_and_then_falls_or_stays(config):
@@ -275,7 +344,9 @@ def test_the_command_prints_its_steps_and_a_signal_makes_it_commit(stories, tmp_
         running.kill()
     assert running.returncode == 0, complaint
     for number, line in enumerate(first, 1):
-        assert re.match(rf"Step {number} - Loss: \d+\.\d+, Load Balancing Loss: \d+\.\d+", line)
+        assert re.match(
+            rf"Step {number} - Loss: \d+\.\d+, Load Balancing Loss: \d+\.\d+ \| lr .*, \d+ tokens/s, \d+ .* left$", line
+        )
     steps = re.findall(r"^Step (\d+) ", rest, re.M)
     last = int(steps[-1]) if steps else 3
     assert latest(tmp_path / "run").name == f"step-{last:06d}" and f"step-{last:06d}" in rest
