@@ -1,23 +1,20 @@
-"""One token at a time, fast: a second way through the weights of our own model, for decoding a single text.
+"""A token more of several texts at once, fast: a second way through the weights of our own model, for decoding.
 
-For one token a layer is a dozen products of a matrix and a vector, and what surrounds them costs as much as they do.
-So weights that meet the same input are laid in one, the residual stream is one row in float32, and nothing is asked
-twice. It gives what the model's own forward gives, over the same cache; with `weights` "bf16" or "int8" the matrices
-are rounded, and read from memory in half or a quarter of the time of float32.
+For one token a layer is a dozen products of a matrix and a vector, and what surrounds them costs as much as they do. So
+weights that meet the same input are laid in one, and the loops of `kernels` do the rest. It gives what the model's own
+forward gives, over the same cache; with `weights` "bf16" or "int8" the matrices are rounded, and read from memory in
+half or a quarter of the time of float32. Texts that take their step together share that reading, and none of them can
+tell: the numbers of each are those it gets alone.
 
-Shape letters are those of model.py.
+Shape letters are those of model.py, and R texts.
 """
 
+import numpy as np
 import torch
 
-from deepseek.model import LATENT_NORM_EPS, DeepseekV3ForCausalLM, DeepseekV3MLP, LatentCache, rotate
-from deepseek.product import WEIGHTS, Product
-
-
-def normalised(x, weight, eps: float):
-    """RMSNorm of one row (1, D); for a row, one dot product and a Python number are cheaper than torch's rms_norm."""
-    row = x[0]
-    return x * weight * (float(row.dot(row)) / len(row) + eps) ** -0.5
+from deepseek import kernels
+from deepseek.model import LATENT_NORM_EPS, DeepseekV3ForCausalLM, DeepseekV3MLP, LatentCache, LatentLayer
+from deepseek.product import WEIGHTS, Product, numbers
 
 
 class Attention:
@@ -25,75 +22,111 @@ class Attention:
 
     def __init__(self, module, weights: str):
         config = module.config
-        self.heads, self.nope, self.rope, self.scale = module.heads, module.nope, module.rope, module.scale
-        self.width, self.interleave = config.kv_lora_rank, config.rope_interleave
-        self.dtype = module.kv_b_proj.weight.dtype  # the cache's
+        heads, nope, rope, latent = module.heads, module.nope, module.rope, config.kv_lora_rank
         query = module.q_proj if config.q_lora_rank is None else module.q_a_proj
-        self.down = Product(weights, query, module.kv_a_proj_with_mqa)
-        self.query_width, self.up_query = query.out_features, None
-        if config.q_lora_rank is not None:
-            self.query_norm = module.q_a_layernorm.weight.float()
-            self.up_query = Product(weights, module.q_b_proj)
-        self.latent_norm = module.kv_a_layernorm.weight.float()
-        up_HXC = module.kv_b_proj.weight.float().view(self.heads, self.nope + module.v, self.width)
-        self.up_key_HNC, up_value_HVC = up_HXC.split([self.nope, module.v], 1)
-        self.up_value_HCV = up_value_HVC.transpose(1, 2)
-        self.out = Product(weights, module.o_proj)
+        order = torch.arange(rope)
+        if config.rope_interleave:  # pairs in halves, so that the loop that turns them knows one layout
+            order = torch.cat([order[0::2], order[1::2]])
+        compressed = torch.cat([torch.arange(latent), latent + order])
+        query_rows = torch.cat(
+            [h * (nope + rope) + torch.cat([torch.arange(nope), nope + order]) for h in range(heads)]
+        )
+        self.up_query = None
+        if config.q_lora_rank is None:
+            self.down = Product(weights, rows(query, query_rows), rows(module.kv_a_proj_with_mqa, compressed))
+        else:
+            self.down = Product(weights, query, rows(module.kv_a_proj_with_mqa, compressed))
+            self.query_norm = module.q_a_layernorm.weight.float().numpy()
+            self.up_query = Product(weights, rows(module.q_b_proj, query_rows))
+        self.latent_at, self.latent_norm = query.out_features, module.kv_a_layernorm.weight.float().numpy()
+        up_HXC = module.kv_b_proj.weight.view(heads, nope + module.v, latent)
+        up_key_HNC, up_value_HVC = up_HXC.split([nope, module.v], 1)
+        self.up_key_HCN, self.up_value_HVC = numbers(up_key_HNC.transpose(1, 2)), numbers(up_value_HVC)
+        self.scale, self.out, self.width = module.scale, Product(weights, module.o_proj), heads * module.v
 
-    def __call__(self, x_1D, cos, sin, cache):
-        query, latent, k_rope = self.down(x_1D).split([self.query_width, self.width, self.rope], -1)
+    def __call__(self, x_RD, cos_RJ, sin_RJ, entries: list, threads: int):
+        compressed_RX = query_RX = self.down(x_RD, threads)
         if self.up_query:
-            query = self.up_query(normalised(query, self.query_norm, LATENT_NORM_EPS))
-        q_nope, q_rope = query.view(self.heads, -1).split([self.nope, self.rope], -1)
-        rotated = rotate(torch.cat([q_rope, k_rope]), cos, sin, self.interleave)  # H query parts, then the key's
-        latent = normalised(latent, self.latent_norm, LATENT_NORM_EPS)
-        entries, _ = cache.update(torch.cat([latent, rotated[-1:]], -1).to(self.dtype)[None, None])
-        entries_TL = entries[0, 0].float()
-        q_latent = torch.bmm(q_nope.unsqueeze(1), self.up_key_HNC).squeeze(1)
-        query_HL = torch.cat([q_latent, rotated[:-1]], -1)
-        weights_HT = torch.mm(query_HL * self.scale, entries_TL.T).softmax(-1)
-        output_HC = torch.mm(weights_HT, entries_TL[:, : self.width])
-        return self.out(torch.bmm(output_HC.unsqueeze(1), self.up_value_HCV).view(1, -1))
+            query_RX = self.up_query(kernels.norm(compressed_RX, self.query_norm, LATENT_NORM_EPS), threads)
+        y_RX = np.empty((len(x_RD), self.width), np.float32)
+        for r, entries_TW in enumerate(entries):
+            kernels.attend(query_RX[r], compressed_RX[r], self.latent_at, self.latent_norm, LATENT_NORM_EPS, cos_RJ[r],
+                           sin_RJ[r], self.up_key_HCN, self.up_value_HVC, self.scale, entries_TW, y_RX[r], threads)  # fmt: skip
+        return self.out(y_RX, threads)
+
+
+def rows(layer: torch.nn.Linear, order: torch.Tensor) -> torch.nn.Linear:
+    """A layer with its outputs in another order."""
+    made = torch.nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+    made.weight = torch.nn.Parameter(layer.weight[order], requires_grad=False)
+    if layer.bias is not None:
+        made.bias = torch.nn.Parameter(layer.bias[order], requires_grad=False)
+    return made
 
 
 class GLU:
-    """down(act(gate x) * up x)."""
+    """down(silu(gate x) * up x)."""
 
-    def __init__(self, act, weights: str, gate_up, down):
-        self.act, self.gate_up, self.down = act, Product(weights, *gate_up), Product(weights, down)
+    def __init__(self, weights: str, gate_up, down):
+        self.gate_up, self.down = Product(weights, *gate_up), Product(weights, down)
 
-    def __call__(self, x):
-        gate, up = self.gate_up(x).chunk(2, -1)
-        return self.down(self.act(gate) * up)
+    def __call__(self, x_RD, threads: int):
+        return self.down(kernels.gated(self.gate_up(x_RD, threads)), threads)
 
 
 class Mixture:
-    """The experts that the router chooses, and the shared ones. The router is the model's own module, hooks and all."""
+    """The router, the experts that it chooses, and the shared ones."""
 
     def __init__(self, module, weights: str):
-        self.gate = module.gate
+        config = module.gate.config
+        self.chosen, self.scaling = config.num_experts_per_tok, config.routed_scaling_factor
+        self.router = Product("model", module.gate.weight.float())
+        self.bias_E = module.gate.e_score_correction_bias.float().numpy()
         self.shared = glu(module.shared_experts, weights)
         pairs = zip(module.experts.gate_up_proj.unbind(), module.experts.down_proj.unbind())
-        self.experts = [GLU(module.experts.act, weights, [gate_up], down) for gate_up, down in pairs]
+        self.experts = [GLU(weights, [gate_up], down) for gate_up, down in pairs]
 
-    def __call__(self, x):
-        _, weights, indices = self.gate(x)
-        output = self.shared(x)
-        for expert, weight in zip(indices[0].tolist(), weights[0].tolist()):
-            output.add_(self.experts[expert](x), alpha=weight)
-        return output
+    def __call__(self, x_RD, more_RE, threads: int):
+        """(output (R, D), experts (R, K), their weights (R, K)); `more_RE` is added to the bias that chooses."""
+        logits_RE = self.router(x_RD, threads)
+        bias_RE = np.zeros_like(logits_RE) + self.bias_E + more_RE
+        indices_RK, weights_RK = kernels.route(logits_RE, bias_RE, self.chosen, self.scaling)
+        y_RD = self.shared(x_RD, threads)
+        for expert in np.unique(indices_RK):  # in order, so that a text's sum does not depend on the others
+            r, k = np.nonzero(indices_RK == expert)
+            y_RD[r] += weights_RK[r, k, None] * self.experts[expert](x_RD[r], threads)
+        return y_RD, indices_RK, weights_RK
 
 
 def glu(module: DeepseekV3MLP, weights: str) -> GLU:
     """The feed-forward network of a module."""
-    return GLU(module.act, weights, [module.gate_proj, module.up_proj], module.down_proj)
+    return GLU(weights, [module.gate_proj, module.up_proj], module.down_proj)
+
+
+def extended(layer: LatentLayer, blank: torch.Tensor) -> np.ndarray:
+    """A cache layer of one text with room for one more entry like `blank`, as numbers (T, W)."""
+    layer.extend(blank, 1)
+    if getattr(layer, "viewed", None) is not layer.keys:  # a new text, or its buffer has grown
+        keys_TW = layer.keys[0, 0]
+        short = keys_TW.dtype == torch.bfloat16
+        layer.viewed, layer.numbers = layer.keys, (keys_TW.view(torch.uint16) if short else keys_TW).numpy()
+    return layer.numbers[: layer.length]
+
+
+def suits(model) -> bool:
+    """Whether a Decoder can be made of `model`: ours, on a processor, and routed as DeepSeek-V3 is without its groups."""
+    if not isinstance(model, DeepseekV3ForCausalLM) or model.device.type != "cpu":
+        return False
+    config = model.config
+    known = model.dtype in (torch.float32, torch.bfloat16)
+    return known and config.n_group == 1 and config.norm_topk_prob and config.hidden_act == "silu"
 
 
 class Decoder:
-    """The model laid out for one text: `decoder(id, cache)` is the next step after what the cache holds.
+    """The model laid out for decoding: `decoder(tokens, caches)` is the next step of several texts.
 
-    Built from a model in eval mode; it shares the tensors that need no other layout. Raises ValueError for unknown
-    `weights`.
+    Made of a model in eval mode that `suits`; it shares the tensors that need no other layout, and uses as many threads
+    as torch does. Raises ValueError for unknown `weights`.
     """
 
     @torch.inference_mode()
@@ -101,21 +134,38 @@ class Decoder:
         if weights not in WEIGHTS:
             raise ValueError(f"weights is {weights!r}; it must be one of {', '.join(WEIGHTS)}.")
         self.embedding, self.rotary = model.model.embed_tokens.weight, model.model.rotary_emb
+        config = model.config
+        width = config.kv_lora_rank + config.qk_rope_head_dim
+        self.blank = torch.empty(1, 1, 1, width, dtype=model.dtype)
         self.layers = []
         for layer in model.model.layers:
             mlp = glu(layer.mlp, weights) if isinstance(layer.mlp, DeepseekV3MLP) else Mixture(layer.mlp, weights)
             norms = [layer.input_layernorm, layer.post_attention_layernorm]
-            self.layers.append((Attention(layer.self_attn, weights), mlp, *(norm.weight.float() for norm in norms)))
-        self.norm, self.eps = model.model.norm.weight.float(), model.model.norm.eps
+            parts = Attention(layer.self_attn, weights), mlp, *(norm.weight.float().numpy() for norm in norms)
+            self.layers.append(parts)
+        self.norm, self.eps = model.model.norm.weight.float().numpy(), model.model.norm.eps
         self.head = Product(weights, model.lm_head)
 
     @torch.inference_mode()
-    def __call__(self, token: int, cache: LatentCache) -> torch.Tensor:
-        """Logits (vocabulary,), float32, after `token`; the cache grows by it."""
-        position = torch.tensor([cache.get_seq_length()], device=self.embedding.device)
-        cos, sin = self.rotary(position, torch.float32)
-        x_1D = self.embedding[token].float().unsqueeze(0)
-        for (attention, mlp, before, between), entries in zip(self.layers, cache.layers):
-            x_1D = x_1D + attention(normalised(x_1D, before, self.eps), cos, sin, entries)
-            x_1D += mlp(normalised(x_1D, between, self.eps))
-        return self.head(normalised(x_1D, self.norm, self.eps))[0]
+    def __call__(self, tokens: list[int], caches: list[LatentCache], more: dict | None = None):
+        """(logits (R, vocabulary) in float32, {MoE layer: (experts (R, K), weights (R, K))}) after one token of each text.
+
+        The caches grow by it. `more` has numbers (R, E) for the bias that chooses at some of the layers: -inf switches an
+        expert off for a text, inf forces it.
+        """
+        threads = torch.get_num_threads()
+        positions = torch.tensor([cache.get_seq_length() for cache in caches])
+        cos_RJ, sin_RJ = (part.numpy() for part in self.rotary(positions, torch.float32))
+        x_RD = self.embedding[torch.tensor(tokens)].float().numpy()
+        routing = {}
+        for index, (attention, mlp, before, between) in enumerate(self.layers):
+            entries = [extended(cache.layers[index], self.blank) for cache in caches]
+            x_RD += attention(kernels.norm(x_RD, before, self.eps), cos_RJ, sin_RJ, entries, threads)
+            h_RD = kernels.norm(x_RD, between, self.eps)
+            if isinstance(mlp, Mixture):
+                y_RD, *routing[index] = mlp(h_RD, (more or {}).get(index, np.float32(0)), threads)
+                x_RD += y_RD
+            else:
+                x_RD += mlp(h_RD, threads)
+        logits_RV = self.head(kernels.norm(x_RD, self.norm, self.eps), threads)
+        return torch.from_numpy(logits_RV), routing

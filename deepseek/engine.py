@@ -1,20 +1,22 @@
-"""The decode loop: `stream` yields one TokenTrace a token, with everything that happened to it.
+"""The decode loop: `stream` yields one TokenTrace a token, with everything that happened to it; `step` takes many on at once.
 
 Our own loop, because transformers' `generate` takes no random generator, hides the stages, and cannot be stopped
 between tokens from outside.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 
 import torch
 
-from deepseek.decode import Decoder
+from deepseek.decode import Decoder, suits
+from deepseek.intervene import Change, biases, intervened
 from deepseek.model import DeepseekV3ForCausalLM, LatentCache
-from deepseek.sampling import LONGEST_STOP, Context, SamplingParams, apply, entropy
+from deepseek.sampling import LONGEST_STOP, Context, SamplingParams, apply, entropy, survivors
 from deepseek.text import TextStream, prompt_ids
-from deepseek.trace import context_length, recorded_routing, strongest_first
+from deepseek.trace import context_length, recorded_routing
 
 TOP = 10  # candidates recorded: this many of the model's and of the sampler's first choices
 
@@ -56,10 +58,99 @@ class TokenTrace:
     experts: dict[int, list[tuple[int, float]]]  # MoE layer: (expert, weight) this token was sent to, strongest first
     milliseconds: float
     finish: str | None = None  # on the last token: "end of text", "stop string", "length" or "context full"
+    temperature_entropy: float | None = None  # of the candidates that a dynamic temperature was made from, nats
 
     def as_dict(self) -> dict:
         """As JSON has it: layers become texts."""
         return {**asdict(self), "experts": {str(layer): chosen for layer, chosen in self.experts.items()}}
+
+
+class Text:
+    """A text in the making: all that its next token depends on. `step` takes it on, a token at a time.
+
+    The arguments are those of `stream`. Raises ValueError as `stream` does.
+    """
+
+    def __init__(self, model, tokenizer, prompt, params=None, force=None, changes=(), record: bool = True):
+        self.model, self.tokenizer, self.record = model, tokenizer, record
+        self.params, self.force, self.changes = params or SamplingParams(), force or {}, list(changes)
+        for token in self.force.values():
+            if not 0 <= token < model.config.get_text_config().vocab_size:
+                raise ValueError(
+                    f"force holds id {token}; it must be in the vocabulary of {model.config.vocab_size:,} tokens."
+                )
+        limit = context_length(model)
+        self.ids = prompt_ids(tokenizer, prompt, limit)
+        self.bias = biases(model, self.changes) if self.changes else {}
+        self.generator = torch.Generator()
+        self.seed = self.generator.seed() if self.params.seed is None else self.params.seed
+        new = self.params.max_new_tokens
+        self.room = min(new, limit - len(self.ids)) if limit else new
+        self.cache = None
+        if isinstance(model, DeepseekV3ForCausalLM):
+            self.cache = LatentCache(model.config, len(self.ids) + self.room)
+        ends = model.generation_config.eos_token_id
+        self.ends = {ends} if isinstance(ends, int) else set(ends or [])
+        self.decoded, self.tail = TextStream(tokenizer), ""
+        self.name = cache(lambda token: tokenizer.decode([token]))  # the same candidates come again and again
+        self.context = Context(self.ids, [])
+        self.finish: str | None = None
+        self.read(self.ids)
+
+    @torch.inference_mode()
+    def read(self, ids: list[int]) -> dict:
+        """Takes up `ids` by the model's own forward; returns the experts of the last one by layer."""
+        with intervened(self.model, self.changes), recorded_routing(self.model) as record:
+            tokens = torch.tensor([ids], device=self.model.device)
+            output = self.model(tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        self.logits_V, self.cache = output.logits[0, -1].float().cpu(), output.past_key_values
+        return {layer: (indices[-1:], weights[-1:]) for layer, (weights, indices, _) in record.items()}
+
+    def draw(self) -> dict:
+        """Chooses the next token and whether it is the last; returns the fields of its TokenTrace that tell how."""
+        place = len(self.context.output)
+        position = len(self.ids) + place
+        self.generator.manual_seed((self.seed * 1_000_003 + position) % 2**63)
+        forced = self.force.get(place)
+        token, how = _draw(self.logits_V, self.params, self.context, self.generator, self.name, self.record, forced)
+        self.context.output.append(token)
+        chunk = self.decoded.push(token)
+        self.tail = self.tail[-LONGEST_STOP:] + chunk
+        if token in self.ends:
+            self.finish = "end of text"
+        elif any(stop in self.tail for stop in self.params.stop):
+            self.finish = "stop string"
+        elif place + 1 == self.room:
+            self.finish = "length" if self.room == self.params.max_new_tokens else "context full"
+        text = chunk + self.decoded.end() if self.finish else chunk
+        return dict(id=token, text=text, position=position, finish=self.finish, **how)
+
+
+def step(texts: list[Text], decoder: Decoder | None = None) -> list[TokenTrace]:
+    """The next token of each of several texts, none of them finished, all of one model and of its `decoder` if it has one.
+
+    None of them can tell that the others are there. Raises ValueError for damaged weights.
+    """
+    began = time.perf_counter()
+    drawn = [text.draw() for text in texts]
+    going = [text for text in texts if text.record or not text.finish]  # a last token is read only to be traced
+    last = [text.context.output[-1] for text in going]
+    if decoder and going:
+        layers = {layer for text in going for layer in text.bias}
+        none = torch.zeros(texts[0].model.config.n_routed_experts)
+        more = {layer: torch.stack([text.bias.get(layer, none) for text in going]).numpy() for layer in layers}
+        logits_RV, routing = decoder(last, [text.cache for text in going], more)
+        for text, logits_V in zip(going, logits_RV):
+            text.logits_V = logits_V
+        read = [{layer: (i[r : r + 1], w[r : r + 1]) for layer, (i, w) in routing.items()} for r in range(len(going))]
+    else:
+        read = [text.read([token]) for text, token in zip(going, last)]
+    experts = {id(text): _strongest_first(found) for text, found in zip(going, read)}
+    milliseconds = (time.perf_counter() - began) * 1e3
+    return [
+        TokenTrace(**how, experts=experts.get(id(text), {}), milliseconds=milliseconds)
+        for text, how in zip(texts, drawn)
+    ]
 
 
 def stream(
@@ -68,106 +159,56 @@ def stream(
     prompt,
     params: SamplingParams | None = None,
     force: Mapping[int, int] | None = None,
+    changes: Iterable[Change] = (),
     record: bool = True,
 ) -> Iterator[TokenTrace]:
     """Continues `prompt` (text or ids) on any transformers causal language model, a TokenTrace at a time.
 
     The same seed, settings and checkpoint give the same tokens, whatever else runs: a draw depends on the seed, the
     position and the text before it alone. So `force`, ids by their place in the output from 0, puts single tokens in
-    another's place and leaves the text before them as it was. Closing the generator ends the work. Without `record`
-    candidates, stages and the last token's experts stay empty.
-    Raises ValueError for a prompt that is empty or too long, an id that is not in the vocabulary, and damaged weights.
+    another's place and leaves the text before them as it was. `changes` are made to the experts, for this text alone.
+    Closing the generator ends the work. Without `record` candidates, stages and the last token's experts stay empty.
+    Raises ValueError for a prompt that is empty or too long, an id that is not in the vocabulary, a change that cannot be
+    made, and damaged weights.
     """
-    params, force = params or SamplingParams(), force or {}
-    for token in force.values():
-        if not 0 <= token < model.config.get_text_config().vocab_size:
-            raise ValueError(
-                f"force holds id {token}; it must be in the vocabulary of {model.config.vocab_size:,} tokens."
-            )
-    limit = context_length(model)
-    ids = prompt_ids(tokenizer, prompt, limit)
-    generator = torch.Generator()
-    seed = generator.seed() if params.seed is None else params.seed
-    room = min(params.max_new_tokens, limit - len(ids)) if limit else params.max_new_tokens
-    cache = decoder = None
-    if isinstance(model, DeepseekV3ForCausalLM):
-        cache, decoder = LatentCache(model.config, len(ids) + room), Decoder(model)
-    ends = model.generation_config.eos_token_id
-    ends = {ends} if isinstance(ends, int) else set(ends or [])
-    text, tail = TextStream(tokenizer), ""
-    context = Context(ids, [])
-    logits_V, cache, _ = _forward(model, ids, cache, None)
-    while len(context.output) < room:
-        began = time.perf_counter()
-        position = len(ids) + len(context.output)
-        generator.manual_seed((seed * 1_000_003 + position) % 2**63)
-        forced = force.get(len(context.output))
-        token, how = _draw(logits_V, params, context, generator, tokenizer, record, forced)
-        context.output.append(token)
-        chunk = text.push(token)
-        tail = tail[-LONGEST_STOP:] + chunk
-        finish = None
-        if token in ends:
-            finish = "end of text"
-        elif any(stop in tail for stop in params.stop):
-            finish = "stop string"
-        elif len(context.output) == room:
-            finish = "length" if room == params.max_new_tokens else "context full"
-        experts = {}
-        if record or not finish:
-            logits_V, cache, experts = _forward(model, [token], cache, decoder)
-        yield TokenTrace(
-            id=token,
-            text=chunk + text.end() if finish else chunk,
-            position=position,
-            experts=experts,
-            milliseconds=(time.perf_counter() - began) * 1e3,
-            finish=finish,
-            **how,
-        )
-        if finish:
-            return
+    text = Text(model, tokenizer, prompt, params, force, changes, record)
+    decoder = Decoder(model) if suits(model) else None
+    while not text.finish:
+        yield from step([text], decoder)
 
 
-@torch.inference_mode()
-def _forward(model, ids: list[int], cache, decoder: Decoder | None):
-    """Logits (vocabulary,) in float32 after the last of `ids`, the grown cache, and that token's experts by layer."""
-    with recorded_routing(model) as record:
-        if decoder:
-            logits_V = decoder(ids[0], cache)
-        else:
-            tokens = torch.tensor([ids], device=model.device)
-            output = model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            logits_V, cache = output.logits[0, -1].float(), output.past_key_values
+def _strongest_first(routing: dict) -> dict[int, list[tuple[int, float]]]:
+    """{layer: [(expert, weight), ...]} of one token, from {layer: (indices (1, K), weights (1, K))}."""
     experts = {}
-    for layer, (weights, indices, _) in record.items():
-        weights, indices = strongest_first(weights[-1:], indices[-1:])
-        experts[layer] = list(zip(indices[0].tolist(), weights[0].tolist()))
-    return logits_V.cpu(), cache, experts
+    for layer, (indices, weights) in sorted(routing.items()):
+        pairs = zip(indices[0].tolist(), weights[0].tolist())
+        experts[layer] = sorted(pairs, key=lambda pair: -pair[1])
+    return experts
 
 
 @torch.inference_mode()
-def _draw(logits_V, params, context, generator, tokenizer, record: bool, forced: int | None):
+def _draw(logits_V, params, context, generator, name, record: bool, forced: int | None):
     """Draws the next token; returns it and the fields of TokenTrace that tell how."""
-    if logits_V.isnan().any():
+    if logits_V.max().isnan():
         raise ValueError("the model's answer is not a number; its weights are damaged.")
     rows, names, active = [logits_V], ["raw"], [True]
-    for name, was_active, after in apply(logits_V, params, context):
-        names.append(name)
+    for stage, was_active, after in apply(logits_V, params, context):
+        names.append(stage)
         active.append(was_active)
         rows.append(after)
-    final = rows[-1].softmax(-1)
-    token = _pick(final, generator) if forced is None else forced
-    raw = logits_V.softmax(-1)
+    final_V = rows[-1].softmax(-1)
+    token = _pick(final_V, generator) if forced is None else forced
+    raw_V = logits_V.softmax(-1)
     stages, candidates = [], []
     if record:
-        stages, candidates = _record(rows, names, active, token, tokenizer)
+        stages, candidates = _record(rows, names, active, raw_V, final_V, token, name)
     return token, dict(
-        probability=float(raw[token]),
-        sampler_probability=float(final[token]),
-        rank=int((logits_V > logits_V[token]).sum()) + 1,
+        probability=float(raw_V[token]),
+        sampler_probability=float(final_V[token]),
+        rank=int((logits_V > logits_V[token]).count_nonzero()) + 1,
         entropy=entropy(logits_V),
         temperature=context.temperature,
+        temperature_entropy=context.entropy,
         stages=stages,
         candidates=candidates,
     )
@@ -178,28 +219,29 @@ def _pick(probabilities_V, generator) -> int:
 
     (torch.multinomial draws a number for each token, so that texts of one seed would share their unlikely tokens.)
     """
-    total_V = probabilities_V.double().cumsum(0)
+    total_V = probabilities_V.cumsum(0, dtype=torch.float64)
     uniform = torch.rand(1, dtype=torch.float64, generator=generator)
     return int(torch.searchsorted(total_V, uniform * total_V[-1], right=True))
 
 
-def _record(rows, names, active, token: int, tokenizer) -> tuple[list[Stage], list[Candidate]]:
-    """Stages and candidates from the logits before the first and after each stage."""
+def _record(rows, names, active, raw_V, final_V, token: int, name) -> tuple[list[Stage], list[Candidate]]:
+    """Stages and candidates from the logits before the first and after each stage, and from the first and last as shares."""
     top = min(TOP, len(rows[0]))
     ids = torch.cat([rows[-1].topk(top).indices, torch.tensor([token]), rows[0].topk(top).indices])
     ids = torch.tensor(list(dict.fromkeys(ids.tolist())))
     stages, columns, logits = [], [], []
-    for before, after, name, was_active in zip([rows[0], *rows], rows, names, active):
+    for before, after, stage, was_active in zip([rows[0], *rows], rows, names, active):
         same = after is before and stages
-        columns.append(columns[-1] if same else after.softmax(-1)[ids])
+        shares_V = raw_V if after is rows[0] else final_V if after is rows[-1] else None
+        columns.append(columns[-1] if same else (after.softmax(-1) if shares_V is None else shares_V)[ids])
         logits.append(logits[-1] if same else after[ids])
-        survivors = stages[-1].survivors if same else int(after.isfinite().sum())
-        stages.append(Stage(name, was_active, not same and not torch.equal(before, after), survivors))
+        left = stages[-1].survivors if same else survivors(after)
+        stages.append(Stage(stage, was_active, not same and not torch.equal(before, after), left))
     table = torch.stack(columns, 1).tolist()
     gone = torch.stack(logits, 1).isneginf().tolist()
     candidates = []
     for candidate, probabilities, out in zip(ids.tolist(), table, gone):
         removed_by = names[out.index(True)] if True in out else None
-        candidates.append(Candidate(candidate, tokenizer.decode([candidate]), probabilities, removed_by))
+        candidates.append(Candidate(candidate, name(candidate), probabilities, removed_by))
     candidates.sort(key=lambda c: (-c.probabilities[-1], -c.probabilities[0]))
     return stages[1:], candidates

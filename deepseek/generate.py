@@ -14,13 +14,14 @@ from deepseek.checkpoint import CheckpointError, load
 from deepseek.engine import stream
 from deepseek.sampling import LIMITS, SamplingParams
 
+DEMO = "assets/demo"
 PROMPTS = ["Once upon a time", "In the depths of space", "Music Festivals Across America"]
 
 
 def parse(arguments: list[str] | None = None) -> tuple[dict, SamplingParams]:
     """(options, settings) of a command line; exits with one sentence where it is wrong."""
     parser = argparse.ArgumentParser(prog="python -m deepseek.generate", description="Print samples from prompts.")
-    parser.add_argument("--checkpoint", default="assets/demo", help="a folder or a Hub id (assets/demo)")
+    parser.add_argument("--checkpoint", help=f"a folder or a Hub id ({DEMO}; with --repeat the file's own)")
     parser.add_argument("--prompt", action="append", help="text to continue; may be given several times")
     parser.add_argument("--export", metavar="FILE", help="write the last sample with all its traces as JSON")
     parser.add_argument("--repeat", metavar="FILE", help="generate such a file's text anew and compare; nothing else")
@@ -69,13 +70,16 @@ def print_samples(model, tokenizer, prompts, samples: int, params: SamplingParam
 
 
 def check_repeat(model, tokenizer, known: dict) -> None:
-    """Prints a record's text as it comes again; exits with 1 at the first token that differs."""
+    """Prints a record's text as it comes again; exits with 1 where it differs or ends early."""
+    place, count = 0, len(known["tokens"])
     print(known["prompt"], end="")
-    for place, (token, same) in enumerate(record.repeat(known, model, tokenizer)):
+    for place, (token, same) in enumerate(record.repeat(known, model, tokenizer), 1):
         print(token.text, end="", flush=True)
         if not same:
-            sys.exit(f"\ndiffers at token {place + 1} of {len(known['tokens'])}")
-    print(f"\n[{len(known['tokens'])} tokens, all as recorded]")
+            sys.exit(f"\ndiffers at token {place} of {count}")
+    if place < count:
+        sys.exit(f"\nends after token {place} of {count}")
+    print(f"\n[{count} tokens, all as recorded]")
 
 
 def main():
@@ -84,10 +88,11 @@ def main():
         params = replace(params, seed=random.randrange(2**31))
     try:
         known = record.read(Path(options["repeat"]).read_text()) if options["repeat"] else None
-        dtype = getattr(torch, known["checkpoint"]["dtype"]) if known else None
-        model, tokenizer = load(options["checkpoint"], dtype)
+        source = known["checkpoint"] if known else {"name": DEMO}
+        path = options["checkpoint"] or source["name"]
+        model, tokenizer = load(path, getattr(torch, source["dtype"]) if known else None)
         if tokenizer is None:
-            raise CheckpointError(f"checkpoint {options['checkpoint']!r} has no tokenizer.")
+            raise CheckpointError(f"checkpoint {path!r} has no tokenizer.")
         if known:
             return check_repeat(model, tokenizer, known)
         last = print_samples(model, tokenizer, options["prompt"] or PROMPTS, options["samples"], params)

@@ -4,7 +4,7 @@ import os
 import threading
 from collections import OrderedDict
 
-from deepseek.checkpoint import CheckpointError, load
+from deepseek.checkpoint import CheckpointError, hold, load
 
 
 class Held:
@@ -26,6 +26,7 @@ class Held:
         if not found:
             with self._opening:  # one at a time: two readers may ask for the same one
                 found = self._find(path, time) or load(path, most=largest)
+                hold(path)  # its run may go on, and prune it
             if found[1] is None:
                 raise CheckpointError(f"checkpoint {path!r} has no tokenizer.")
             with self._guard:

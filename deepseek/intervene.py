@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from deepseek.config import expert_count
 from deepseek.text import prompt_ids
 from deepseek.trace import context_length, router_scores, routers, trace
 
@@ -42,7 +43,7 @@ def intervened(model, changes: Iterable[Change]):
     """Within it, and in this thread alone, `model` runs under `changes` (and not under those of a context around it).
 
     Without any it computes what it always does, bit for bit. Raises ValueError for a change that cannot be made.
-    A generator must not yield inside of it, or its reader would run under the changes too: see `each_step`.
+    A generator must not yield inside of it, or its reader would run under the changes too.
     """
     plan = _planned(model, list(changes))
     with _hooking:
@@ -57,19 +58,19 @@ def intervened(model, changes: Iterable[Change]):
         _plan.reset(token)
 
 
-def each_step(model, changes: Iterable[Change], steps: Iterator) -> Iterator:
-    """Goes through a generator that runs `model`, such as `stream`, with each of its steps under `changes`."""
-    changes = list(changes)
-    try:
-        while True:
-            with intervened(model, changes):
-                try:
-                    step = next(steps)
-                except StopIteration:
-                    return
-            yield step
-    finally:
-        steps.close()
+def biases(model, changes: Iterable[Change]) -> dict[int, torch.Tensor]:
+    """The changes as what to add to the routers' ranking of experts, {layer: (experts,)}: -inf for off, inf for forced.
+
+    For a router that chooses by rank and weighs so that the sum stays, as DeepSeek-V3's does, that is all there is to it.
+    Raises ValueError for a change that cannot be made.
+    """
+    plan, added = _planned(model, list(changes)), {}
+    for layer, router in routers(model).items():
+        off, forced = plan.get(router, ([], []))
+        if off + forced:
+            added[layer] = torch.zeros(expert_count(model.config.get_text_config()))
+            added[layer][off], added[layer][forced] = -torch.inf, torch.inf
+    return added
 
 
 def _planned(model, changes: list[Change]) -> dict:
@@ -84,7 +85,7 @@ def _planned(model, changes: list[Change]) -> dict:
         if change.layer is not None and change.layer not in router:
             raise ValueError(f"layer is {change.layer}; it must be one with experts: {', '.join(map(str, router))}.")
         for layer in router if change.layer is None else [change.layer]:
-            experts = len(router[layer].weight)
+            experts = expert_count(config)
             if change.expert not in range(experts):
                 raise ValueError(f"expert is {change.expert}; it must be from 0 to {experts - 1}.")
             off, forced = plan.setdefault(router[layer], ([], []))

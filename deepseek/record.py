@@ -11,6 +11,7 @@ from deepseek.engine import TokenTrace, stream
 from deepseek.sampling import SamplingParams
 
 FORMAT = 1
+DTYPES = ("float32", "bfloat16", "float16")  # of weights that a text can be repeated with
 
 
 def make(model, prompt: str, params: SamplingParams, tokens: list[TokenTrace], forced: Mapping[int, int]) -> dict:
@@ -41,7 +42,11 @@ def read(text: str) -> dict:
         if record["format"] != FORMAT:
             raise ValueError(f"the record has format {record['format']!r:.40}; this version reads {FORMAT}.")
         SamplingParams(**record["params"])
-        [token["id"] for token in record["tokens"]], record["prompt"], record["checkpoint"]["sha256"]
+        [token["id"] for token in record["tokens"]]
+        source = record["checkpoint"]
+        record["prompt"] + source["name"] + source["sha256"]  # all are texts
+        if source["dtype"] not in DTYPES:
+            raise KeyError("dtype")
         {int(place): int(token) for place, token in record["forced"].items()}
     except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError("the file is not the record of a generation.") from error
@@ -49,7 +54,7 @@ def read(text: str) -> dict:
 
 
 def repeat(record: dict, model, tokenizer) -> Iterator[tuple[TokenTrace, bool]]:
-    """Generates the record's text anew; yields each token and whether it is the recorded one.
+    """Generates the record's text anew; yields each token and whether it is the recorded one. It may end too early.
 
     Raises ValueError for a record that was made with other weights.
     """

@@ -14,7 +14,6 @@ from transformers import (
     NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     TopKLogitsWarper,
-    TopPLogitsWarper,
 )
 
 ORDERS = {
@@ -132,8 +131,10 @@ class Context:
     prompt: list[int]
     output: list[int]
     temperature: float | None = None  # set by the temperature stage: the one used
+    entropy: float | None = None  # likewise: of the candidates that a dynamic temperature was made from
 
     def tokens(self, scope: str) -> list[int]:
+        """The ids that a penalty of this scope, one of SCOPES, looks at."""
         return self.output if scope == "output" else self.prompt + self.output
 
 
@@ -162,7 +163,8 @@ def temperature(logits_V, params, context):
     """z / T; T = 0 leaves the most likely token alone. Notes the T it used in the context."""
     value = params.temperature
     if params.dynamic_temperature:
-        value = dynamic_temperature(logits_V, params)
+        context.entropy = entropy(logits_V)
+        value = dynamic_temperature(context.entropy, survivors(logits_V), params)
     context.temperature = value
     if value == 0:
         best = logits_V.argmax()
@@ -170,19 +172,24 @@ def temperature(logits_V, params, context):
     return logits_V / value
 
 
-def dynamic_temperature(logits_V, params) -> float:
+def dynamic_temperature(entropy: float, count: int, params) -> float:
     """T_min + (T_max - T_min) (H / ln N)^exponent; H is the entropy of the N candidates left. 1 for a single one."""
-    count = int(logits_V.isfinite().sum())
     if count <= 1:
         return 1.0
-    share = min(1.0, entropy(logits_V) / math.log(count))
+    share = min(1.0, entropy / math.log(count))
     low, high = params.temperature_min, params.temperature_max
     return low + (high - low) * share**params.temperature_exponent
 
 
 def entropy(logits_V) -> float:
     """Entropy of softmax(logits) in nats, never below 0; removed candidates count nothing."""
-    return max(0.0, float(torch.special.entr(logits_V.softmax(-1)).sum()))
+    logs_V = logits_V.log_softmax(-1)
+    return max(0.0, -float((logs_V.exp() * logs_V.clamp(min=-1e4)).sum()))  # 0 times -inf is to be 0
+
+
+def survivors(logits_V) -> int:
+    """How many candidates are left."""
+    return len(logits_V) - int(logits_V.isneginf().count_nonzero())
 
 
 def top_k(logits_V, params, context):
@@ -191,8 +198,16 @@ def top_k(logits_V, params, context):
 
 
 def top_p(logits_V, params, context):
-    """Keeps the fewest most likely tokens that reach p together (Holtzman et al. 2020)."""
-    return TopPLogitsWarper(params.top_p)(None, logits_V[None])[0]
+    """Keeps the fewest most likely tokens that reach p together (Holtzman et al. 2020).
+
+    As transformers' TopPLogitsWarper, which sorts the whole vocabulary for every token; but all tokens less likely than
+    (1 - p) / V are not worth 1 - p together, so that only the others have to be put in order.
+    """
+    probability_V = logits_V.softmax(-1)
+    likely = (probability_V > (1 - params.top_p) / len(logits_V)).nonzero()[:, 0]
+    probability, order = probability_V[likely].sort(descending=True, stable=True)
+    kept = likely[order[: int((probability.cumsum(0) < params.top_p).sum()) + 1]]
+    return torch.full_like(logits_V, -math.inf).index_copy(0, kept, logits_V[kept])
 
 
 def min_p(logits_V, params, context):
@@ -217,12 +232,12 @@ def apply(logits_V: torch.Tensor, params: SamplingParams, context: Context):
 
     A stage that would leave no candidate at all is passed over for this token and counts as not active.
     """
-    context.temperature = 1.0
+    context.temperature, context.entropy = 1.0, None
     for name in ORDERS[params.order]:
         wanted, stage = STAGES[name]
         active = wanted(params)
         if active:
             after = stage(logits_V, params, context)
-            active = bool(after.isfinite().any())
+            active = float(after.max()) > -math.inf
             logits_V = after if active else logits_V
         yield name, active, logits_V

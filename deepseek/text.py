@@ -43,6 +43,7 @@ class TextStream:
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def push(self, token: int) -> str:
+        """The text that is settled once `token` has come, "" while it ends within a character."""
         self.window.append(token)
         text = self._decode(self.window)
         ready = text.rstrip(UNFINISHED)

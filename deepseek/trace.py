@@ -13,6 +13,7 @@ from transformers import DynamicCache
 from deepseek.config import cache_numbers
 from deepseek.text import prompt_ids, token_texts
 
+FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "embedding_norm")  # what families call it
 MOST_ATTENTION = 512  # tokens whose attention is computed at once; of more the caller takes a range
 
 
@@ -97,19 +98,21 @@ class Trace:
     @torch.inference_mode()
     def _attend(self, first: int, last: int) -> tuple:
         """Attention weights of every layer for a range of tokens; those before it are only read into the cache."""
-        ids, cache = torch.tensor([self.ids], device=self._model.device), DynamicCache()
+        ids, options = torch.tensor([self.ids], device=self._model.device), dict(use_cache=False)
         if first:
-            self._model(ids[:, :first], past_key_values=cache, use_cache=True, logits_to_keep=1)
-        options = dict(past_key_values=cache, use_cache=True, logits_to_keep=1, output_attentions=True)
-        return eager_twin(self._model)(ids[:, first:last], **options).attentions
+            options = dict(past_key_values=DynamicCache(), use_cache=True)
+            self._model(ids[:, :first], logits_to_keep=1, **options)
+        twin = eager_twin(self._model)
+        return twin(ids[:, first:last], logits_to_keep=1, output_attentions=True, **options).attentions
 
     @torch.inference_mode()
     def lens(self) -> Lens:
         """The logit lens of the text. Raises ValueError for a model whose final norm is not where it is looked for."""
         model = self._model
-        norm = getattr(getattr(model, model.base_model_prefix), "norm", None)
+        inner = getattr(model, model.base_model_prefix)
+        norm = next((getattr(inner, name) for name in FINAL_NORMS if hasattr(inner, name)), None)
         if norm is None:
-            raise ValueError(f"{type(model).__name__} has no final norm under the name it is looked for, `norm`.")
+            raise ValueError(f"{type(model).__name__} has no final norm that is called {' or '.join(FINAL_NORMS)}.")
         head = model.get_output_embeddings()
         answers = [most_likely(head(norm(hidden))[0]) for hidden in self._hidden[:-1]] + [self._answers]
         choices, probabilities = (torch.stack(rows).cpu() for rows in zip(*answers))
@@ -139,13 +142,16 @@ _twins = weakref.WeakKeyDictionary()
 
 
 def routers(model) -> dict:
-    """{layer index: router module} of a transformers model, found by the class that transformers records itself."""
+    """{layer index: router module} of a transformers model, found by the class that transformers records itself.
+
+    Those of a few families, such as Llama 4, answer otherwise than (logits, weights, indices) and are left out.
+    """
     recorded = {}
     for part in (getattr(model, model.base_model_prefix, model), model):
         recorded |= getattr(part, "_can_record_outputs", None) or {}
     spec = recorded.get("router_logits")
     kind = getattr(spec, "target_class", spec)
-    if kind is None:
+    if not isinstance(kind, type) or getattr(spec, "index", 0) != 0:
         return {}
     named = ((name.split("."), module) for name, module in model.named_modules() if isinstance(module, kind))
     return {next(int(part) for part in parts if part.isdigit()): module for parts, module in named}

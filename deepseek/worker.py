@@ -1,41 +1,53 @@
-"""Decoding in processes of its own, so that texts share neither Python's lock with one another nor with the page.
+"""Decoding in processes of its own, so that texts share neither Python's lock with the page nor one another's turn.
 
-A page that streams keeps Python busy a part of the time, and a decode loop asks for Python at every tensor operation.
-In one process each of them waits for the other.
+A page that streams keeps Python busy a part of the time, and a decode loop asks for Python at every tensor operation: in
+one process each would wait for the other. Here each process writes all the texts it was given at once, a token of each
+at every step, and reads the weights once for all of them.
 """
 
 import contextlib
+import itertools
 import os
 import queue
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 
-from deepseek.engine import TokenTrace, stream
+from deepseek.decode import Decoder, suits
+from deepseek.engine import Text, TokenTrace, step
 from deepseek.held import Held
-from deepseek.intervene import Change, each_step
+from deepseek.intervene import Change
 from deepseek.sampling import SamplingParams
 
 MOST_HELD = 2  # models in each process
 PATIENCE = 120  # seconds without a token after which a process is given up
+GONE = "the model's process ended before its text; it may have been out of memory."
 
 
 class Workers:
-    """Processes that each write one text at a time with `threads` threads; `places` of them are kept ready.
+    """`places` processes of `threads` threads each, which begin by opening `checkpoint`; a text goes to the least busy.
 
-    Each begins by opening `checkpoint`.
+    They start one after the other, so that a core is free for the page that is built meanwhile.
     """
 
     def __init__(self, places: int, threads: int, checkpoint: str):
-        self.places, self.begin = places, lambda: _Worker(threads, checkpoint)
-        self.idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-        for _ in range(places):
-            self.idle.put(self.begin())
+        self.begin = lambda: _Worker(threads, checkpoint)
+        self.guard, self.places = threading.Lock(), places
+        self.ready = [self.begin()]
+        threading.Thread(target=self._begin_others, daemon=True).start()
+
+    def _begin_others(self) -> None:
+        while len(self.ready) < self.places:
+            self.ready[-1].opened.wait()
+            with self.guard:
+                if len(self.ready) < self.places:  # not if it was closed meanwhile
+                    self.ready.append(self.begin())
 
     def stream(
         self,
@@ -45,26 +57,22 @@ class Workers:
         force: Mapping[int, int] | None = None,
         changes: Iterable[Change] = (),
     ) -> Iterator[TokenTrace]:
-        """As `engine.stream` of the model at path `checkpoint`, under `changes`, in a process of its own.
+        """As `engine.stream` of the model at path `checkpoint`, in a process of its own.
 
         Closing the generator ends the work. Raises ValueError as `stream` does, and where the process itself fails.
         """
-        try:
-            worker = self.idle.get_nowait()
-        except queue.Empty:  # who compares writes two texts, and must not wait for another who does
-            worker = self.begin()
-        try:
-            yield from worker.stream(checkpoint, prompt, params, dict(force or {}), list(changes))
-        finally:
-            if self.idle.qsize() >= self.places:
-                worker.end()
-            else:
-                self.idle.put(worker if worker.alive else self.begin())
+        with self.guard:
+            self.ready = [worker if worker.alive else self.begin() for worker in self.ready]
+            worker = min(self.ready, key=lambda worker: len(worker.answers))
+            number = worker.take(checkpoint, prompt, params, dict(force or {}), list(changes))
+        yield from worker.read(number)
 
     def close(self) -> None:
-        """Ends the processes that are idle; one at work ends after its text. (All end with the process that made them.)"""
-        while not self.idle.empty():
-            self.idle.get().end()
+        """Ends the processes. (They also end with the one that made them.)"""
+        with self.guard:
+            self.places = 0
+        for worker in self.ready:
+            worker.end()
 
 
 class _Worker:
@@ -80,73 +88,92 @@ class _Worker:
                 env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
                 start_new_session=True,  # a Ctrl-C in the terminal is the app's to handle
             )
-        self.connection = Connection(here.detach())
-        self.alive = True
+        self.connection, self.alive, self.opened = Connection(here.detach()), True, threading.Event()
+        self.numbers, self.answers = itertools.count(), {}  # number of a text -> queue of what comes of it
+        self.sending = threading.Lock()
+        threading.Thread(target=self._listen, daemon=True).start()
 
-    def stream(self, *job) -> Iterator[TokenTrace]:
-        running = True
+    def take(self, *job) -> int:
+        """Hands a text over; returns its number."""
+        number = next(self.numbers)
+        self.answers[number] = queue.SimpleQueue()
+        self._send(number, job)
+        return number
+
+    def read(self, number: int) -> Iterator[TokenTrace]:
+        """The tokens of a text as they come."""
+        answers, finished = self.answers[number], False
         try:
-            self.connection.send(job)
-            while True:
-                answer = self._receive()
-                running = isinstance(answer, TokenTrace)
+            while not finished:
+                try:
+                    answer = answers.get(timeout=PATIENCE)
+                except queue.Empty:
+                    self.end()
+                    answer = ValueError(GONE)
+                finished = isinstance(answer, Exception) or bool(answer.finish)
                 if isinstance(answer, Exception):
                     raise answer
-                if not running:
-                    return
                 yield answer
-        except (EOFError, OSError) as error:
-            running = False
-            self.end()
-            raise ValueError("the model's process ended before its text; it may have been out of memory.") from error
         finally:
-            if running:  # closed by its reader
-                self._stop()
+            self.answers.pop(number, None)
+            if not finished:  # closed by its reader
+                self._send(number, None)
 
-    def _receive(self):
-        if not self.connection.poll(PATIENCE):
-            raise EOFError
-        return self.connection.recv()
+    def _send(self, number: int, job) -> None:
+        with self.sending, contextlib.suppress(OSError):  # the listener sees a closed connection too, and tells
+            self.connection.send((number, job))
 
-    def _stop(self) -> None:
-        """Tells the process to stop, and waits until it has."""
-        try:
-            self.connection.send(None)
-            while isinstance(self._receive(), TokenTrace):
-                pass
-        except (EOFError, OSError):
-            self.end()
+    def _listen(self) -> None:
+        """Hands every answer to the reader it is for, until the process is gone."""
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                answers = self.connection.recv()
+                self.opened.set()
+                for number, answer in answers:
+                    if found := self.answers.get(number):
+                        found.put(answer)
+        self.alive = False
+        self.opened.set()
+        for found in list(self.answers.values()):
+            found.put(ValueError(GONE))
 
     def end(self) -> None:
         """Ends the process."""
-        self.alive = False
-        self.connection.close()
         self.process.kill()
         self.process.wait()
 
 
 def serve(connection: Connection, held: Held) -> None:
-    """Writes one text after another: receives a job, sends its tokens, then None or the ValueError that it raised.
+    """Writes all the texts it is given at once: receives (number, job) or, to stop that text, (number, None).
 
-    Anything received meanwhile stops the text. Raises EOFError or ConnectionError when the other side is gone.
+    Sends lists of (number, TokenTrace, or the ValueError that ends the text), an empty one when it begins. Raises EOFError
+    or ConnectionError when the other side is gone.
     """
+    connection.send([])
+    texts: dict[int, Text] = {}
+    decoders: dict[int, Decoder] = {}
     while True:
-        job, answer = connection.recv(), None
-        if job is None:  # told to stop a text that had just ended
-            continue
-        checkpoint, prompt, params, force, changes = job
-        try:
-            model, tokenizer = held.open(checkpoint)
-            tokens = each_step(model, changes, stream(model, tokenizer, prompt, params, force))
-            for token in tokens:
-                connection.send(token)
-                if connection.poll():
-                    connection.recv()
-                    tokens.close()
-                    break
-        except ValueError as error:
-            answer = ValueError(str(error))  # of a kind that the other side knows
-        connection.send(answer)
+        while not texts or connection.poll():
+            number, job = connection.recv()
+            texts.pop(number, None)
+            if job:
+                checkpoint, *rest = job
+                try:
+                    texts[number] = Text(*held.open(checkpoint), *rest)
+                except ValueError as error:
+                    connection.send([(number, ValueError(str(error)))])  # of a kind that the other side knows
+        models = {id(text.model): text.model for text in texts.values()}
+        decoders = {key: decoders.get(key) or Decoder(model) for key, model in models.items() if suits(model)}
+        for key in models:
+            numbers = [number for number, text in texts.items() if id(text.model) == key]
+            try:
+                answers = step([texts[number] for number in numbers], decoders.get(key))
+            except ValueError as error:
+                answers = [ValueError(str(error))] * len(numbers)
+            connection.send(list(zip(numbers, answers)))
+            for number, answer in zip(numbers, answers):
+                if isinstance(answer, Exception) or answer.finish:
+                    del texts[number]
 
 
 def main():
@@ -154,7 +181,10 @@ def main():
     torch.set_num_threads(threads)
     held = Held(MOST_HELD)
     with contextlib.suppress(ValueError):  # the first job will say why
-        held.open(checkpoint)
+        model, tokenizer = held.open(checkpoint)
+        step(
+            [Text(model, tokenizer, "a")], Decoder(model) if suits(model) else None
+        )  # compiles the loops, or fetches them
     with contextlib.suppress(EOFError, ConnectionError):
         serve(Connection(descriptor), held)
 

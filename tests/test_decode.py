@@ -7,9 +7,8 @@ import torch
 from test_model import VARIANTS, assert_close, logits_of, make, randomize, tokens
 
 from deepseek.config import preset
-from deepseek.decode import Decoder
+from deepseek.decode import Decoder, suits
 from deepseek.model import DeepseekV3ForCausalLM, LatentCache
-from deepseek.product import Product
 from deepseek.trace import recorded_routing
 
 
@@ -19,10 +18,19 @@ def decoded(model, ids, weights="model", prefill=5):
     if prefill:
         logits_of(model, ids[:, :prefill], past_key_values=cache)
     decoder = Decoder(model, weights)
-    return torch.stack([decoder(token, cache) for token in ids[0, prefill:].tolist()])
+    return torch.cat([decoder([token], [cache])[0] for token in ids[0, prefill:].tolist()])
 
 
-@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
+OTHERS = {"groups", "scaled weights"}  # what it does not take on
+TAKEN = {name: config for name, config in VARIANTS.items() if name not in OTHERS}
+
+
+def test_it_says_which_models_it_suits(mixtral):
+    assert {name for name, config in VARIANTS.items() if not suits(DeepseekV3ForCausalLM(config))} == OTHERS
+    assert not suits(mixtral) and not suits(make().half())
+
+
+@pytest.mark.parametrize("config", TAKEN.values(), ids=TAKEN.keys())
 def test_it_gives_what_one_forward_pass_gives(config):
     model, ids = randomize(DeepseekV3ForCausalLM(copy.deepcopy(config))), tokens(1, 24)
     assert_close(decoded(model, ids), logits_of(model, ids)[0, 5:])
@@ -37,7 +45,7 @@ def test_the_model_goes_on_where_it_stopped():
     model, ids, cache = make(), tokens(1, 12), LatentCache(make().config)
     decoder = Decoder(model)
     for token in ids[0, :6].tolist():
-        decoder(token, cache)
+        decoder([token], [cache])
     with torch.inference_mode():
         rest = model(ids[:, 6:], past_key_values=cache).logits
     assert_close(rest, logits_of(model, ids)[:, 6:])
@@ -62,21 +70,47 @@ def test_rounded_weights_cost_their_rounding_and_no_more(weights, bits):
     assert 0 < error < 8 * 2**-bits
 
 
-def test_int8_keeps_every_row_within_half_a_step():
-    weight = torch.randn(300, 128)
-    product, step = Product("int8", weight), weight.abs().amax(1) / 127
-    restored = product.matrix * step[:, None]
-    assert ((restored - weight).abs() <= step[:, None] * 0.5001).all()
+@pytest.mark.parametrize("weights", ["model", "bf16", "int8"])
+def test_texts_that_step_together_get_what_each_gets_alone_to_the_last_bit(weights):
+    model, decoder = make(), Decoder(make(), weights)
+    ids = [tokens(1, 4 + 5 * row + 6)[0].tolist() for row in range(9)]
+
+    def caches():
+        made = [LatentCache(model.config, 8) for _ in ids]  # some of them will grow
+        for row, cache in zip(ids, made):
+            logits_of(model, torch.tensor([row[:-6]]), past_key_values=cache)
+        return made
+
+    together, alone = caches(), caches()
+    for place in range(-6, 0):
+        logits, routing = decoder([row[place] for row in ids], together)
+        for r, (row, cache) in enumerate(zip(ids, alone)):
+            expected, routed = decoder([row[place]], [cache])
+            assert torch.equal(logits[r], expected[0])
+            for layer, (indices, weights_RK) in routed.items():
+                assert routing[layer][0][r].tolist() == indices[0].tolist()
+                assert routing[layer][1][r].tolist() == weights_RK[0].tolist()
 
 
-def test_the_experts_that_ran_are_recorded():
+def test_the_number_of_threads_changes_nothing():
+    shape = preset("demo", num_hidden_layers=2, vocab_size=3000)  # large enough to be shared out
+    decoder, ids = Decoder(randomize(DeepseekV3ForCausalLM(shape))), tokens(1, 80)[0].tolist()
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        cache = LatentCache(shape)
+        found.append(torch.cat([decoder([token], [cache])[0] for token in ids]))
+    torch.set_num_threads(1)
+    assert torch.equal(*found)
+
+
+def test_the_experts_that_ran_are_told():
     model, ids, cache = make(), tokens(1, 1), LatentCache(make().config)
-    with recorded_routing(model) as record:
-        Decoder(model)(int(ids), cache)
+    _, routing = Decoder(model)([int(ids)], [cache])
     with recorded_routing(model) as expected:
         logits_of(model, ids)
-    assert record.keys() == expected.keys() == {1}
-    assert sorted(record[1][1][0].tolist()) == sorted(expected[1][1][0].tolist())
+    assert routing.keys() == expected.keys() == {1}
+    assert sorted(routing[1][0][0].tolist()) == sorted(expected[1][1][0].tolist())
 
 
 def test_unknown_weights_are_refused():

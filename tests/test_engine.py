@@ -9,7 +9,9 @@ import threading
 import pytest
 import torch
 
-from deepseek.engine import stream
+from deepseek.decode import Decoder, suits
+from deepseek.engine import Text, step, stream
+from deepseek.intervene import Change
 from deepseek.sampling import LONGEST_STOP, Context, SamplingParams, apply
 
 PROMPT = "Once upon a time"
@@ -96,6 +98,29 @@ def test_a_seed_repeats_in_four_threads_at_once(model, tokenizer):
                 assert [e for e, _ in chosen] == [e for e, _ in expected_experts[layer]]
 
 
+def test_texts_written_together_are_those_written_alone(any_model, tokenizer):
+    """Others come and go; each text has settings of its own, and one of them changes to the experts."""
+    experts = any_model.config.model_type != "llama"
+    jobs = []
+    for index in range(8):
+        params = SamplingParams(seed=index, max_new_tokens=4 + 3 * index, top_k=(0, 8)[index % 2], temperature=1.2)
+        changes = [Change(1, "off")] if experts and index == 5 else []
+        jobs.append((PROMPT[: 4 + index], params, {2: 7} if index == 3 else None, changes))
+    expected = [list(stream(any_model, tokenizer, *job)) for job in jobs]
+    decoder = Decoder(any_model) if suits(any_model) else None
+    texts, found = [], [[] for _ in jobs]
+    waiting = list(enumerate(jobs))
+    while waiting or texts:
+        if waiting:  # a new one joins at every step
+            index, job = waiting.pop()
+            texts.append((index, Text(any_model, tokenizer, *job)))
+        for (index, _), token in zip(texts, step([text for _, text in texts], decoder)):
+            token.milliseconds = expected[index][len(found[index])].milliseconds
+            found[index].append(token)
+        texts = [(index, text) for index, text in texts if not text.finish]
+    assert found == expected
+
+
 def test_a_forced_token_takes_its_place_and_leaves_the_text_before_it(model, tokenizer):
     free = ids_of(generate(model, tokenizer, seed=5, max_new_tokens=12))
     other = (free[6] + 1) % 300 or 1
@@ -103,6 +128,14 @@ def test_a_forced_token_takes_its_place_and_leaves_the_text_before_it(model, tok
     assert ids_of(forced)[:7] == [*free[:6], other]
     assert ids_of(forced)[7:] != free[7:]
     assert ids_of(generate(model, tokenizer, seed=5, max_new_tokens=12, force={6: free[6]})) == free
+
+
+def test_a_branch_is_what_its_prefix_gives(model, tokenizer):
+    """The text after a forced token is that of a prompt which ends with it; where it began decides nothing."""
+    settings = dict(seed=5, temperature=0.9, top_k=40, presence_penalty=0.5, penalty_scope="all")
+    branch = ids_of(generate(model, tokenizer, force={6: 77}, max_new_tokens=14, **settings))
+    prefix = tokenizer(PROMPT)["input_ids"] + branch[:7]
+    assert branch[6] == 77 and ids_of(generate(model, tokenizer, prefix, max_new_tokens=7, **settings)) == branch[7:]
 
 
 # When it ends
@@ -195,9 +228,12 @@ def test_sampler_probability_is_that_of_the_settings(any_model, tokenizer):
     logits = full_pass(any_model, tokenizer, tokens).logits[0]
     for place, token in enumerate(tokens):
         context = Context(tokenizer(PROMPT)["input_ids"], ids_of(tokens[:place]))
-        *_, (_, _, final) = apply(logits[token.position - 1], params, context)
+        *_, (_, _, before), (name, _, final) = apply(logits[token.position - 1], params, context)
         assert token.sampler_probability == pytest.approx(float(final.softmax(-1)[token.id]), abs=1e-4)
         assert token.temperature == pytest.approx(context.temperature, abs=1e-4)
+        left = before.softmax(-1)[before.isfinite()]
+        assert name == "temperature" and len(left) == token.stages[-2].survivors
+        assert token.temperature_entropy == pytest.approx(float(-(left * left.log()).sum()), abs=1e-4)
 
 
 def test_experts_are_those_of_a_full_pass(model, tokenizer, tokens):

@@ -1,5 +1,6 @@
 """`python -m deepseek.generate`: what it prints, and how it refuses."""
 
+import json
 import re
 import subprocess
 import sys
@@ -64,8 +65,29 @@ def test_a_missing_seed_is_drawn_and_told(run, checkpoint):
 def test_an_exported_sample_can_be_repeated(run, checkpoint, tmp_path):
     file = str(tmp_path / "sample.json")
     run("--checkpoint", checkpoint, "--prompt", "a fox", *SHORT, "--export", file)
-    code, text, _ = run("--checkpoint", checkpoint, "--repeat", file)
-    assert code is None and text.startswith("a fox") and "8 tokens, all as recorded" in text
+    for source in (["--checkpoint", checkpoint], []):  # the file knows its checkpoint
+        code, text, _ = run(*source, "--repeat", file)
+        assert code is None and text.startswith("a fox") and "8 tokens, all as recorded" in text
+    known = json.loads(Path(file).read_text())
+    known["params"]["max_new_tokens"] = 5
+    Path(file).write_text(json.dumps(known))
+    assert run("--repeat", file)[::2] == (1, "\nends after token 5 of 8\n")
+    known["tokens"][2]["id"] += 1
+    Path(file).write_text(json.dumps(known))
+    assert run("--repeat", file)[::2] == (1, "\ndiffers at token 3 of 8\n")
+
+
+def test_every_setting_arrives():
+    """Each flag, with a value that is not the default, becomes that setting."""
+    values = dict(
+        temperature=0.7, temperature_min=0.2, temperature_max=2.5, temperature_exponent=3.0, top_k=9, top_p=0.4,
+        min_p=0.1, repetition_penalty=1.2, presence_penalty=0.3, frequency_penalty=-0.4, no_repeat_ngram=5,
+        order="llama.cpp", repetition_scope="output", penalty_scope="all", max_new_tokens=77, seed=13,
+    )  # fmt: skip
+    flags = [part for name, value in values.items() for part in ("--" + name.replace("_", "-"), str(value))]
+    _, params = generate.parse([*flags, "--dynamic-temperature", "--stop", "a", "--stop", "b c"])
+    assert params == SamplingParams(**values, dynamic_temperature=True, stop=("a", "b c"))
+    assert all(getattr(params, f.name) != f.default for f in fields(SamplingParams))
 
 
 @pytest.mark.parametrize(

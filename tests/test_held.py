@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from deepseek import held, load
+from deepseek.checkpoint import commit, commits
 from deepseek.held import Held
 
 
@@ -31,6 +32,14 @@ def test_a_folder_written_anew_is_opened_anew_and_one_that_is_gone_still_serves(
     shutil.copytree(checkpoint, folder)
     os.utime(folder, ns=(1, 1))
     assert kept.open(str(folder))[0] is not one[0]
+
+
+def test_an_open_commit_is_not_pruned_by_the_run_that_goes_on(checkpoint, tmp_path):
+    for step in range(1, 6):
+        folder = commit(tmp_path, step, lambda folder: shutil.copytree(checkpoint, folder, dirs_exist_ok=True), keep=2)
+        if step == 2:
+            Held(1).open(str(folder))
+    assert [path.name for path in commits(tmp_path)] == ["step-000002", "step-000004", "step-000005"]
 
 
 def test_readers_at_once_open_a_checkpoint_once(checkpoint, monkeypatch):

@@ -9,7 +9,7 @@ from test_trace import families
 from transformers import AutoModelForCausalLM
 
 from deepseek import SamplingParams, stream, trace
-from deepseek.intervene import Change, each_step, intervened, loss_changes
+from deepseek.intervene import Change, intervened, loss_changes
 from deepseek.trace import routers
 
 TEXT = "Once upon a time a fox ran over the hill"
@@ -142,14 +142,13 @@ def test_interventions_at_once_never_mix(model, tokenizer):
 
     def work(index):
         together.wait()
-        steps = each_step(shared, plans[index], stream(shared, tokenizer, TEXT, params))
-        found[index] = list(steps)
+        found[index] = list(stream(shared, tokenizer, TEXT, params, changes=plans[index]))
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(8)]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     for index, tokens in enumerate(found):
-        alone = list(each_step(model, plans[index], stream(model, tokenizer, TEXT, params)))
+        alone = list(stream(model, tokenizer, TEXT, params, changes=plans[index]))
         assert [token.id for token in tokens] == [token.id for token in alone]
         used = {e for token in tokens for to in token.experts.values() for e, _ in to}
         assert index == 0 or index - 1 not in used
@@ -160,19 +159,27 @@ def test_interventions_at_once_never_mix(model, tokenizer):
 def test_two_texts_step_by_step_in_one_thread(model, tokenizer):
     params = SamplingParams(temperature=0, max_new_tokens=10)
     plain = [token.id for token in stream(model, tokenizer, TEXT, params)]
-    changed = [token.id for token in each_step(model, [Change(1, "force")], stream(model, tokenizer, TEXT, params))]
-    texts = [stream(model, tokenizer, TEXT, params) for _ in range(2)]
-    pairs = zip(texts[0], each_step(model, [Change(1, "force")], texts[1]))
+    changed = [token.id for token in stream(model, tokenizer, TEXT, params, changes=[Change(1, "force")])]
+    texts = [stream(model, tokenizer, TEXT, params, changes=these) for these in ([], [Change(1, "force")])]
+    pairs = zip(*texts)
     one, other = zip(*[(a.id, b.id) for a, b in pairs])
     assert list(one) == plain and list(other) == changed and plain != changed
 
 
-def test_leaving_early_closes_the_text(model, tokenizer):
-    inner = stream(model, tokenizer, TEXT, SamplingParams(max_new_tokens=9))
-    steps = each_step(model, [Change(1, "off")], inner)
-    next(steps)
-    steps.close()
-    assert next(inner, None) is None
+def test_a_text_changed_as_it_is_decoded_is_the_changed_model_s_own(model, tokenizer):
+    """The decoder ranks experts by `biases`; the model's own forward has its routers' answers replaced."""
+    changes = [Change(1, "off"), Change(2, "force", 1), Change(5, "off", 2)]
+    tokens = list(stream(model, tokenizer, TEXT, SamplingParams(temperature=0, max_new_tokens=12), changes=changes))
+    ids = tokenizer(TEXT)["input_ids"] + [token.id for token in tokens]
+    with intervened(model, changes):
+        seen = trace(model, tokenizer, ids)
+    choices = seen.lens().choices[-1]
+    assert choices[-len(tokens) - 1 : -1].tolist() == [token.id for token in tokens]
+    for layer in seen.routing:
+        ours = [token.experts[layer.layer] for token in tokens]
+        assert [[e for e, _ in chosen] for chosen in ours] == layer.indices[-len(tokens) :].tolist()
+        weights = torch.tensor([[w for _, w in chosen] for chosen in ours])
+        assert torch.allclose(weights, layer.weights[-len(tokens) :], atol=1e-5)
 
 
 def test_loss_changes_are_the_differences_of_two_passes(model, tokenizer):

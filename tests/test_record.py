@@ -1,12 +1,14 @@
 """A generation's file repeats it, and only with the same weights."""
 
+import hashlib
 import json
 import shutil
+from dataclasses import asdict
 
 import pytest
 import torch
 
-from deepseek import SamplingParams, load, record, stream
+from deepseek import SamplingParams, TokenTrace, load, record, stream
 
 
 @pytest.fixture
@@ -38,6 +40,30 @@ def test_a_changed_record_is_noticed(saved):
     assert [same for _, same in record.repeat(made, model, tokenizer)].index(False) == 5
 
 
+def test_a_record_that_is_longer_than_its_text_is_not_repeated_whole(saved):
+    _, model, tokenizer = saved
+    made = record.make(model, "Once upon", SETTINGS, list(stream(model, tokenizer, "Once upon", SETTINGS)), {})
+    made["params"]["max_new_tokens"] = 9
+    assert [same for _, same in record.repeat(made, model, tokenizer)] == [True] * 9
+
+
+def test_a_record_holds_everything(saved):
+    folder, model, tokenizer = saved
+    tokens = list(stream(model, tokenizer, "Once upon", SETTINGS, {3: 17}))
+    made = json.loads(json.dumps(record.make(model, "Once upon", SETTINGS, tokens, {3: 17})))
+    assert made["prompt"] == "Once upon" and made["forced"] == {"3": 17}
+    assert made["params"] == json.loads(json.dumps(asdict(SETTINGS))) and made["params"]["seed"] == 5
+    weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert made["checkpoint"]["sha256"] == hashlib.sha256(weights.encode()).hexdigest()
+    assert made["checkpoint"]["name"] == str(folder) and made["checkpoint"]["dtype"] == "float32"
+    assert made["versions"]["torch"] == torch.__version__ and {"python", "transformers", "tokenizers"} < set(
+        made["versions"]
+    )
+    assert len(made["tokens"]) == 24
+    for kept, token in zip(made["tokens"], tokens):
+        assert kept == json.loads(json.dumps(token.as_dict())) and set(kept) == set(TokenTrace.__dataclass_fields__)
+
+
 def test_other_weights_are_refused(saved):
     folder, model, tokenizer = saved
     made = record.make(model, "Once upon", SETTINGS, list(stream(model, tokenizer, "Once upon", SETTINGS)), {})
@@ -45,6 +71,17 @@ def test_other_weights_are_refused(saved):
     model.save_pretrained(folder)
     with pytest.raises(ValueError, match="other weights"):
         next(record.repeat(made, model, tokenizer))
+
+
+@pytest.mark.parametrize(
+    "where, value", [("prompt", 5), ("name", None), ("sha256", 7), ("dtype", "save"), ("dtype", [])]
+)
+def test_a_damaged_record_is_refused_in_a_sentence(saved, where, value):
+    _, model, tokenizer = saved
+    made = record.make(model, "Once upon", SETTINGS, list(stream(model, tokenizer, "Once upon", SETTINGS)), {})
+    (made if where in made else made["checkpoint"])[where] = value
+    with pytest.raises(ValueError, match=r"not the record of a generation\."):
+        record.read(json.dumps(made))
 
 
 @pytest.mark.parametrize(

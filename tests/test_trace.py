@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, Llama4ForCausalLM, Llama4TextConfig, LlamaConfig, LlamaForCausalLM
 
 from deepseek.trace import trace
 
@@ -197,6 +197,18 @@ def test_one_token_is_a_text(any_model, tokenizer):
     assert seen.probabilities == [None] and seen.attention(0).flatten().tolist() == [1.0] * len(seen.attention(0))
 
 
+def dense():
+    """Two tiny configurations without experts."""
+    import transformers as t
+
+    ends = dict(bos_token_id=0, eos_token_id=0)
+    return {
+        "llama": t.LlamaConfig(vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                               num_attention_heads=4, max_position_embeddings=64, **ends),
+        "gpt2": t.GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4, n_positions=64, **ends),
+    }  # fmt: skip
+
+
 def families():
     """Tiny configurations of six mixtures of experts, as transformers builds them."""
     import transformers as t
@@ -245,6 +257,16 @@ def test_any_mixture_is_traced_with_the_experts_that_it_really_ran(name, tokeniz
         assert layer.weights.shape == layer.indices.shape and (layer.weights.diff(dim=-1) <= 0).all()
     assert seen.attention(0).shape == (4, len(seen.ids), len(seen.ids))
     assert seen.lens().choices.shape == (4, len(seen.ids))
+
+
+def test_a_router_of_another_kind_is_left_alone(tokenizer):
+    """Llama 4's answers (scores, logits) and no choice: its texts are traced without routing."""
+    shape = dict(intermediate_size_mlp=48, num_local_experts=4, head_dim=8, attn_temperature_tuning=False)
+    plain = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    shape |= {name: getattr(dense()["llama"], name) for name in plain}
+    model = Llama4ForCausalLM(Llama4TextConfig(**shape, num_key_value_heads=4, pad_token_id=0)).eval()
+    seen = trace(model, tokenizer, TEXT)
+    assert seen.routing == [] and seen.attention(0).shape[0] == 4
 
 
 def test_lens_reads_every_layer_through_norm_and_head(model, tokenizer):

@@ -2,14 +2,14 @@
 
 import os
 import signal
-import time
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 import pytest
 
 from deepseek import SamplingParams, load, stream
-from deepseek.intervene import Change, each_step
+from deepseek.intervene import Change
 from deepseek.worker import Workers
 
 PARAMS = SamplingParams(temperature=0.9, top_k=40, seed=5, max_new_tokens=20)
@@ -41,7 +41,7 @@ def test_the_tokens_are_those_of_this_process(workers, checkpoint, here):
 
 def test_forced_tokens_and_changes_of_experts_go_along(workers, checkpoint, here):
     there = workers.stream(checkpoint, "Once", PARAMS, {3: 7}, [Change(1, "off")])
-    expected = list(each_step(here[0], [Change(1, "off")], stream(*here, "Once", PARAMS, {3: 7})))
+    expected = list(stream(*here, "Once", PARAMS, {3: 7}, [Change(1, "off")]))
     assert ids(there) == ids(expected) != ids(stream(*here, "Once", PARAMS, {3: 7}))
     assert all(expert != 1 for token in expected for chosen in token.experts.values() for expert, _ in chosen)
 
@@ -53,7 +53,7 @@ def test_a_closed_text_stops_and_its_process_writes_the_next(workers, checkpoint
         assert ids(islice(tokens, taken)) == expected[:taken]
         tokens.close()
         assert ids(workers.stream(checkpoint, "Once", PARAMS)) == expected
-    assert workers.idle.qsize() == 2
+    assert not any(worker.answers for worker in workers.ready)
 
 
 def test_a_refusal_comes_through_and_the_process_goes_on(workers, checkpoint):
@@ -70,27 +70,32 @@ def test_more_texts_than_places_are_written_at_once(workers, checkpoint, here):
     with ThreadPoolExecutor(4) as pool:
         there = list(pool.map(lambda prompt: ids(workers.stream(checkpoint, prompt, PARAMS)), prompts))
     assert there == [ids(stream(*here, prompt, PARAMS)) for prompt in prompts]
-    assert workers.idle.qsize() == 2
+    assert not any(worker.answers for worker in workers.ready)
 
 
 def test_a_killed_process_is_told_of_and_replaced(workers, checkpoint):
-    workers.idle.get().end()  # so that the text is the other's
-    victim = workers.idle.get()
-    workers.idle.put(victim)
     tokens = workers.stream(checkpoint, "Once", PARAMS)
+    next(tokens)
+    (victim,) = [worker for worker in workers.ready if worker.answers]
     os.kill(victim.process.pid, signal.SIGKILL)
     with pytest.raises(ValueError, match="process ended before its text"):
         list(tokens)
     assert len(list(workers.stream(checkpoint, "Once", PARAMS))) == 20
 
 
+def test_a_text_that_nobody_reads_ends_and_one_that_is_left_stops(workers, checkpoint):
+    texts = [workers.stream(checkpoint, "Once", PARAMS) for _ in range(4)]
+    for tokens in texts:
+        next(tokens)
+        tokens.close()
+    assert not any(worker.answers for worker in workers.ready)
+
+
 def test_a_process_ends_with_the_one_that_made_it(checkpoint):
     workers = Workers(1, 1, checkpoint)
-    worker = workers.idle.get()
-    next(tokens := worker.stream(checkpoint, "Once", PARAMS, {}, []))
-    worker.connection.close()
-    deadline = time.monotonic() + 30
-    while worker.process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert worker.process.poll() is not None
+    next(tokens := workers.stream(checkpoint, "Once", PARAMS))
+    worker = workers.ready[0]
+    with socket.socket(fileno=os.dup(worker.connection.fileno())) as connection:
+        connection.shutdown(socket.SHUT_RDWR)  # as the end of this process would
+    worker.process.wait(30)
     tokens.close()
