@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 from browser.conftest import CHROMIUM, QUIET  # noqa: E402
 
 from deepseek import load  # noqa: E402
+from deepseek.text import prompt_ids  # noqa: E402
 
 PORT, ROUNDS = 7898, 5
 DRAWN = """() => { const plot = document.querySelector('#attention .js-plotly-plot');
@@ -52,7 +53,7 @@ def main():
             for start in range(0, 100 * ROUNDS, 100):
                 # a few tokens short, since a word that was cut may take more of them when read again
                 text = tokenizer.decode(tokenizer(words[start:])["input_ids"][1 : most - 4])
-                tokens = len(tokenizer(text)["input_ids"])
+                tokens = len(prompt_ids(tokenizer, text, None))
                 page.locator("textarea:visible").first.fill(text)
                 page.wait_for_timeout(1000)
                 page.evaluate("window.before = document.querySelector('#attention .js-plotly-plot')")

@@ -51,6 +51,7 @@ def main():
     parser.add_argument("--valid", required=True)
     parser.add_argument("--preset", default="quick")
     parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--seed", type=int, default=0, help="of the first weights and of the order of the text")
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
     args = parser.parse_args()
     keep_freed_memory()
@@ -58,10 +59,12 @@ def main():
     tokenizer = learn_tokenizer(args.data, shape.vocab_size, args.shares)
     texts = list(documents(args.valid))
     settings = {**SUITED.get(args.preset, {}), "steps": args.steps, "checkpoint_every": args.steps}
-    settings |= dict(data=args.data, shares=args.shares, valid=[args.valid], valid_every=0, sample_every=0)
+    settings |= dict(
+        seed=args.seed, data=args.data, shares=args.shares, valid=[args.valid], valid_every=0, sample_every=0
+    )
     with tempfile.TemporaryDirectory() as root:
         for form in args.forms:
-            torch.manual_seed(0)
+            torch.manual_seed(args.seed)
             begin = Path(root) / f"begin-{form}"
             DeepseekV3ForCausalLM(
                 preset(args.preset, **(dense_changes(shape) if form == "dense" else {}))
