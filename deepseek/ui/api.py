@@ -5,29 +5,29 @@ from collections.abc import Iterator
 
 import gradio as gr
 
-from deepseek import balance
-from deepseek import routing as statistics
+from deepseek import balance, routing
+from deepseek.intervene import Change
 from deepseek.sampling import SamplingParams
-from deepseek.trace import Trace
-from deepseek.ui import compare, playground, served
+from deepseek.trace import Routing, Trace
+from deepseek.ui import compare, intervene, kinds, longer, playground, served
 from deepseek.ui.controls import refusal
 from deepseek.ui.subject import look
 
 
 def as_data(seen: Trace) -> dict:
     """All of a Trace but the attention, as JSON."""
-    routing = []
-    for layer, counts in zip(seen.routing, statistics.counts(seen.routing)):
-        routing.append(
+    layers = []
+    for layer, counts in zip(seen.routing, routing.counts(seen.routing)):
+        layers.append(
             {
                 "layer": layer.layer,
                 "indices": layer.indices.tolist(),
                 "weights": layer.weights.tolist(),
                 "load": balance.load_shares(counts).tolist(),
                 "max_violation": float(balance.max_violation(counts)),
-                "kl": statistics.soft_kl(layer),
-                "favourites": statistics.favourites(seen.tokens, layer),
-                "together": [[None if x != x else x for x in row] for row in statistics.co_firing(layer).tolist()],
+                "kl": routing.soft_kl(layer),
+                "favourites": routing.favourites(seen.tokens, layer),
+                "together": [[None if x != x else x for x in row] for row in routing.co_firing(layer).tolist()],
             }
         )
     try:
@@ -39,8 +39,8 @@ def as_data(seen: Trace) -> dict:
         "ids": seen.ids,
         "tokens": seen.tokens,
         "probabilities": seen.probabilities,
-        "routing": routing,
-        "flow": statistics.flow(seen.routing),
+        "routing": layers,
+        "flow": routing.flow(seen.routing),
         "lens": lens
         and {
             "choices": lens.choices.tolist(),
@@ -55,6 +55,25 @@ def as_data(seen: Trace) -> dict:
             "kept_norms": None if cache.kept is None else cache.kept.tolist(),
         },
     }
+
+
+def compared(one: list[Routing], other: list[Routing]) -> dict:
+    """How differently two texts are routed: Jensen-Shannon divergence in bits, layer by layer, and what chance gives."""
+    found = routing.divergences(one, other)
+    return {"divergence": found, "mean": kinds.mean(found), "chance": routing.chance(one, other)}
+
+
+def as_changes(given) -> list[Change]:
+    """Interventions from JSON. Raises ValueError; an expert that the model lacks is refused when it runs."""
+    try:
+        changes = [Change(**one) for one in given]
+        if all(isinstance(c.expert, int) and isinstance(c.layer, int | None) for c in changes):
+            return changes
+    except TypeError:
+        pass
+    raise ValueError(
+        f"changes are {given!r:.60}; they must be a list of expert, action and, but for all layers, layer."
+    )
 
 
 def build(checkpoint: str) -> None:
@@ -81,20 +100,25 @@ def build(checkpoint: str) -> None:
         stop: list[str] = [],  # noqa: B006  (read, never changed)
         seed: int = -1,
         traces: bool = False,
+        changes: list[dict] = [],  # noqa: B006  (read, never changed)
     ) -> Iterator[dict]:
         """Continues a prompt; streams {"text", "tokens", "seconds", "seed", "finish"} as it grows, and at the end, with
         traces=True, "traces": what happened to each token. The settings are those of SamplingParams; seed -1 draws one.
+        Changes are experts switched off or forced, {"expert": 3, "action": "off" or "force", "layer": 2}, without a layer
+        in all of them.
         """
         values = {**locals()}
-        for name in ("prompt", "traces", "checkpoint"):
+        for name in ("prompt", "traces", "changes", "checkpoint"):
             values.pop(name, None)
-        if seed == -1:
+        if seed in (-1, None):
             values["seed"] = random.randrange(2**31)
         try:
-            params = SamplingParams(**values)
+            if not isinstance(traces, bool):
+                raise ValueError(f"traces is {traces!r:.60}; it must be true or false.")
+            params, made = SamplingParams(**values), as_changes(changes)
         except ValueError as error:
             raise refusal(error) from error
-        for generation in playground.generate(*served.ready(checkpoint), prompt, params):
+        for generation in playground.generate(*served.ready(checkpoint), prompt, params, changes=made):
             last = generation.tokens[-1] if generation.tokens else None
             answer = {
                 "text": generation.text[len(prompt) :],
@@ -107,19 +131,24 @@ def build(checkpoint: str) -> None:
                 answer["traces"] = [token.as_dict() for token in generation.tokens]
             yield answer
 
-    def trace(text: str, attention_layer: int = -1) -> dict:
+    def trace(text: str, attention_layer: int = -1, other: str = "", losses: bool = False) -> dict:
         """What the model does with a text: {"ids", "tokens", "probabilities", "routing": [{"layer", "indices",
         "weights", "load", "max_violation", "kl", "favourites" (an expert: [text, times taken, times there]), "together"
         (experts x experts, 1 is independence)}], "flow": [[layer's place, expert, next layer's expert, tokens]], "lens":
         {"choices", "texts", "probabilities", "first_lead"} (layers + 1 x tokens) or null, "cache": {"bytes",
-        "uncompressed", "raw_norms", "kept_norms"} (layers x tokens)}, and with attention_layer from 0 on "attention"
-        (heads x tokens x tokens).
+        "uncompressed", "raw_norms", "kept_norms"} (layers x tokens)}. With attention_layer from 0 on also "attention" (heads x
+        tokens x tokens); with another text "compared": {"divergence" (bits, a layer), "mean", "chance"}; with losses
+        "loss_change" (layers of experts x experts): nats a token that the text loses with that expert off.
         """
         model, tokenizer = served.ready(checkpoint)
         layers = model.config.num_hidden_layers
-        if attention_layer not in range(-1, layers):
+        if isinstance(attention_layer, bool) or attention_layer not in range(-1, layers):
             message = f"attention_layer is {attention_layer!r:.60}; it must be a whole number from -1 to {layers - 1}."
             raise refusal(ValueError(message))
+        if not isinstance(other, str):
+            raise refusal(ValueError(f"other is {other!r:.60}; it must be text."))
+        if not isinstance(losses, bool):
+            raise refusal(ValueError(f"losses is {losses!r:.60}; it must be true or false."))
         seen = look(model, tokenizer, text)
         answer = as_data(seen)
         if attention_layer != -1:
@@ -127,6 +156,13 @@ def build(checkpoint: str) -> None:
                 answer["attention"] = seen.attention(int(attention_layer)).tolist()
             except ValueError as error:
                 raise refusal(error) from error
+        if other:
+            answer["compared"] = seen.routing and compared(seen.routing, longer.read(model, tokenizer, other).routing)
+        if losses:
+            rows = {}
+            for rows in intervene.losses(model, tokenizer, text, [r.layer for r in seen.routing]):  # noqa: B007
+                pass
+            answer["loss_change"] = list(rows.values())
         return answer
 
     def compare_texts(prompt: str, a: dict = {}, b: dict = {}, seed: int = 0) -> dict:  # noqa: B006  (read, never changed)
@@ -149,6 +185,6 @@ def build(checkpoint: str) -> None:
         changed = {name: list(values) for name, values in compare.differences(*sides).items()}
         return {**texts, "first_difference": compare.divergence(one, other), "settings": changed}
 
-    gr.api(compare_texts, api_name="compare", **playground.MODEL)
-    gr.api(generate, api_name="generate", **playground.MODEL)
+    gr.api(compare_texts, api_name="compare", **playground.TEXTS)
+    gr.api(generate, api_name="generate", **playground.TEXTS)
     gr.api(trace, api_name="trace", **playground.MODEL)

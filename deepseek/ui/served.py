@@ -1,7 +1,7 @@
 """The checkpoints that readers may open, and the few that are held open.
 
 A reader's page keeps the path of its checkpoint in a gr.State; the models are held here, shared by all readers. Texts are
-written in processes of their own once `start_workers` was called.
+written in processes of their own once one that `start_workers` began is ready.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,9 +12,9 @@ from deepseek import engine
 from deepseek.checkpoint import CheckpointError, commits
 from deepseek.engine import TokenTrace
 from deepseek.held import Held
-from deepseek.intervene import Change, each_step
+from deepseek.intervene import Change
 from deepseek.trace import Trace, trace
-from deepseek.ui import permit
+from deepseek.ui import permit, zerogpu
 from deepseek.ui.controls import refusal
 from deepseek.worker import Workers
 
@@ -78,8 +78,15 @@ def start_workers(places: int, threads: int, checkpoint: str) -> None:
     _workers = Workers(places, threads, checkpoint)
 
 
+def writing() -> int:
+    """How many texts are being written now, for all readers together."""
+    return sum(len(worker.answers) for worker in _workers.ready) if _workers else 1
+
+
 def stream(model, tokenizer, prompt, params, forced=None, changes: Iterable[Change] = ()) -> Iterator[TokenTrace]:
     """`engine.stream` by a model that `opened` gave, under `changes`."""
-    if _workers:
+    if zerogpu.lends(model):
+        return zerogpu.stream(model.name_or_path, prompt, params, dict(forced or {}), list(changes))
+    if _workers and _workers.ready[0].opened.is_set():  # until then a text is sooner written here
         return _workers.stream(model.name_or_path, prompt, params, forced, changes)
-    return each_step(model, changes, engine.stream(model, tokenizer, prompt, params, forced))
+    return engine.stream(model, tokenizer, prompt, params, forced, changes)

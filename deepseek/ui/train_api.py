@@ -15,10 +15,10 @@ DEFAULT = TrainConfig()
 def status(name: str = "") -> dict:
     """How a run stands: {"name", "state" (running, paused, stopped, finished, failed or killed), "reason", "step", "steps",
     "checkpoint" (the newest one's path, or null), "metrics" (its last line), "validation" (its last one)}. Without a
-    name: the run in progress, or the newest.
+    name: the run in progress, or the newest. A run that is not there is refused.
     """
     try:
-        name = name or next((name for _, name in choices()), "")
+        name = next((name for _, name in choices()), "") if name == "" else name
         run = runs.find(runs.ROOT, name)
         lines, _ = runs.metrics(run.folder)
     except (ValueError, TypeError) as error:
@@ -53,7 +53,7 @@ def build() -> None:
         """
         given = {field: value for field, value in locals().items() if field != "secret"}
         try:
-            config = TrainConfig(**{**given, "name": name or free_name(), "root": runs.ROOT})
+            config = TrainConfig(**{**given, "name": free_name() if name == "" else name, "root": runs.ROOT})
             permit.check(config, secret)
         except (ValueError, TypeError) as error:
             raise refusal(error) from error
