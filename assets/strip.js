@@ -8,12 +8,12 @@ const strip = element.querySelector('.tokens'), chooser = element.querySelector(
 const legend = element.querySelector('.legend'), detail = element.querySelector('.detail');
 const palette = JSON.parse(element.querySelector('.strip').dataset.colours);
 const first = element.querySelector('.strip').dataset.first;
-let seen = '', head = {}, tokens = [], spans = [], selected = -1, marked = -1, attended = [];
+let seen = '', head = {}, tokens = [], spans = [], selected = -1, marked = -1, attended = [], telling = null;
 
 const percent = value => value == null ? '–' : (100 * value).toFixed(value < 0.0995 ? 1 : 0) + ' %';
 const layer = () => chooser.value.startsWith('layer ') ? chooser.value.slice(6) : null;
 const visible = text => text.replace(/\n/g, '↵\n').replace(/\t/g, '⇥\t')
-  .replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g,
+  .replace(/(?![\n\t])[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu,
            c => '⟨U+' + c.codePointAt(0).toString(16).toUpperCase().padStart(4, '0') + '⟩');
 
 function describe(token, index) {
@@ -68,7 +68,8 @@ function repaint() {
   explain();
 }
 
-function choose(index, tell) {
+// `wait` milliseconds later the page is told, of the last one alone; undefined: it is not.
+function choose(index, wait) {
   if (index < 0 || index >= spans.length) return;
   if (spans[selected]) { spans[selected].classList.remove('chosen'); spans[selected].setAttribute('aria-selected', 'false'); }
   selected = index;
@@ -76,7 +77,9 @@ function choose(index, tell) {
   spans[index].setAttribute('aria-selected', 'true');
   strip.setAttribute('aria-activedescendant', spans[index].id);
   detail.textContent = describe(tokens[index], index);
-  if (tell) trigger('select', {index: index});
+  if (wait === undefined) return;
+  clearTimeout(telling);
+  telling = setTimeout(() => trigger('select', {index: index}), wait);
 }
 
 function start(line) {
@@ -113,7 +116,7 @@ function add(token) {
   tokens.push(token); spans.push(span);
   paint(span, token, index);
   span.title = describe(token, index);
-  span.addEventListener('click', () => choose(index, true));
+  span.addEventListener('click', () => choose(index, 0));
   strip.append(span);
   if (index === marked) mark(index);
 }
@@ -126,7 +129,7 @@ function mark(index) {
 function attend(record) {
   attended = record.a;
   repaint();
-  choose(record.from, false);
+  choose(record.from);
 }
 
 function draw() {
@@ -144,10 +147,11 @@ function draw() {
 
 chooser.addEventListener('change', repaint);
 strip.addEventListener('keydown', event => {
-  const step = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1}[event.key];
-  if (!step) return;
+  const step = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, Home: -Infinity, End: Infinity}[event.key];
+  if (!step || !spans.length) return;
   event.preventDefault();
-  choose(Math.min(spans.length - 1, Math.max(0, selected + step)), true);
+  choose(Math.min(spans.length - 1, Math.max(0, selected + step)), 100);  // keys come faster than answers
+  spans[selected].scrollIntoView({block: 'nearest'});
 });
 watch('value', draw);
 draw();

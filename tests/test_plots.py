@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from test_trace import dense
+from transformers import AutoModelForCausalLM
 
 from deepseek import SamplingParams, stream, trace
 from deepseek.balance import expert_counts, load_shares
@@ -176,7 +178,7 @@ def _routing(tokens):
 def test_funnel_shows_every_active_stage_and_marks_the_draw(model, tokenizer, order):
     params = SamplingParams(temperature=0.7, top_k=20, top_p=0.8, repetition_penalty=1.3, seed=1, order=order)
     for token in list(stream(model, tokenizer, TEXT, params))[:5]:
-        figure = funnel(token).data[0]
+        figure = funnel(token, params).data[0]
         names = [column.split("<br>")[0] for column in figure.x]
         assert names == ["model"] + [stage.name for stage in token.stages if stage.active]
         assert sum("▶" in row for row in figure.y) == 1
@@ -186,6 +188,19 @@ def test_funnel_shows_every_active_stage_and_marks_the_draw(model, tokenizer, or
         for note, stage in zip(notes, [stage for stage in token.stages if stage.active]):
             assert note in ("no change", "reshaped") or note == f"{stage.survivors:,} left"
             assert (note == "no change") == (not stage.changed)
+
+
+def test_the_funnel_names_what_is_off_and_what_was_passed_over(tokenizer):
+    """Of twelve tokens all were seen: no repeated 1-gram would leave none."""
+    config = dense()["llama"]
+    config.vocab_size = 12
+    small = AutoModelForCausalLM.from_config(config).eval()
+    params = SamplingParams(no_repeat_ngram=1, top_k=3, seed=0, max_new_tokens=1)
+    (token,) = stream(small, tokenizer, list(range(12)), params)
+    (caption,) = [note.text for note in funnel(token, params).layout.annotations]
+    assert caption.endswith(" · passed over, as it would leave no token: n-gram")
+    assert caption.startswith("off: repetition, presence and frequency, temperature, top-p, min-p ·")
+    assert len(funnel(token, params).data[0].x) == 2
 
 
 def test_entropy_and_temperature_follow_the_text(model, tokenizer):

@@ -33,7 +33,7 @@ def test_every_panel_draws_any_mixture(mixture, tokenizer):
     assert len(favourites.data[0].y) == len(pairs.data[0].y) == many and len(flow.data[0].link.value) > 1
     summary, bars, heading, loads = kinds.draw({"A": long, "B": longer.read(mixture, tokenizer, "déjà vu " * 30)})
     assert "**A and B: 0." in summary and bars.data and heading.startswith("### Layer ") and len(loads.data) == 2
-    figure, note = intervene.measured(mixture, tokenizer, TEXT, seen.routing[-1].layer)
+    *_, (figure, note) = intervene.measured(mixture, tokenizer, TEXT, seen.routing[-1].layer)
     assert len(figure.data) == many and note.startswith("Needed most")
     *_, (plain, changed) = intervene.beside(mixture, tokenizer, TEXT, PARAMS, Change(1, "force"))
     assert len(plain.tokens) == len(changed.tokens) == 12
@@ -51,7 +51,7 @@ def test_every_panel_says_that_a_dense_model_has_no_experts(llama, tokenizer):
     assert figures == [None] * 3 and "has no experts" in note
     summary, *drawn = kinds.draw({"A": reading, "B": reading})
     assert "has no experts" in summary and not any(drawn)
-    figure, note = intervene.measured(llama, tokenizer, TEXT, intervene.EVERY)
+    [(figure, note)] = intervene.measured(llama, tokenizer, TEXT, intervene.EVERY)
     assert figure is None and "has no experts" in note
     with pytest.raises(gr.Error, match="has no experts"):
         list(intervene.beside(llama, tokenizer, TEXT, PARAMS, Change(0, "off")))
@@ -96,9 +96,12 @@ def test_both_texts_mark_where_they_part(model, tokenizer):
         (lambda *model: longer.read(*model, "a" * 20_001), "text has 20,001 characters"),
         (lambda *model: longer.read(*model, ""), "text is empty"),
         (lambda *model: longer.read(*model, 5), "text is 5; it must be text"),
-        (lambda *model: intervene.measured(*model, 5, intervene.EVERY), "text is 5; it must be text"),
-        (lambda *model: intervene.measured(*model, TEXT, 77), "layer is 77; it must be one that has experts"),
-        (lambda *model: intervene.measured(*model, TEXT * 40, 1), "text has .* tokens; the model reads 256 at most"),
+        (lambda *model: list(intervene.measured(*model, 5, intervene.EVERY)), "text is 5; it must be text"),
+        (lambda *model: list(intervene.measured(*model, TEXT, 77)), "layer is 77; it must be one that has experts"),
+        (
+            lambda *model: list(intervene.measured(*model, TEXT * 40, 1)),
+            "text has .* tokens; the model reads 256 at most",
+        ),
         (lambda *model: list(intervene.beside(*model, "", PARAMS, Change(0, "off"))), "prompt is empty"),
         (lambda *model: list(intervene.beside(*model, TEXT, PARAMS, Change(None, "off"))), "expert is None; it must"),
         (lambda *model: list(intervene.beside(*model, TEXT, PARAMS, Change(0, "dim"))), "action is 'dim'; it must"),

@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import gradio as gr
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
@@ -13,7 +14,7 @@ from gradio_client.exceptions import AppError
 from deepseek import runs
 from deepseek.history import History
 from deepseek.train import TrainConfig
-from deepseek.ui import permit, settings, watch
+from deepseek.ui import permit, run_panels, settings, watch
 
 
 @pytest.fixture
@@ -61,6 +62,17 @@ def values(**changes):
     lists = {name: "\n".join(map(str, config[name])) for name in ("shares", "valid")}
     form = {name: value for name, value in config.items() if name not in ("root", "data")}
     return {**form, **lists, "name": "mine", "source": settings.SOURCES[0], "file": None, "hub": "", **changes}
+
+
+def test_every_setting_has_a_control():
+    """But the folder of all runs and the way of splitting one; "source" with "file" and "hub" stands for the data."""
+    with gr.Blocks():
+        controls = settings.controls()
+    assert set(controls) - set(asdict(TrainConfig())) == {"source", "file", "hub"}
+    assert set(asdict(TrainConfig())) - set(controls) == {"root", "data", "shard"}
+    suited = TrainConfig(**settings.SUITED["quick"])  # the first size
+    for name in ("steps", "lr", "warmup", "bias_rate", "checkpoint_every", "valid_every", "sample_every", "precision"):
+        assert controls[name].value == getattr(suited, name)
 
 
 def test_the_form_becomes_the_settings(tmp_path, monkeypatch):
@@ -111,7 +123,6 @@ def test_what_is_told_of_a_run():
         history.add([{"step": step, **figures, "tokens": 10 * step, "load": load, "max_violation": [0, 1]}])
         assert ("Dead experts** " in watch.alarm(history)) == (step >= 50)
     assert "layer 2 expert 2, layer 2 expert 3" in watch.alarm(history)
-    assert watch.duration(59) == "59 s" and watch.duration(3700) == "1 h 1 min"
 
 
 def test_a_resumed_run_is_read_from_its_beginning(tmp_path, monkeypatch):
@@ -133,6 +144,32 @@ def test_a_resumed_run_is_read_from_its_beginning(tmp_path, monkeypatch):
     file.write_text(line(1, 5) + line(2, 4.5))
     seen.read("r")
     assert seen.history.series["loss"] == [5, 4.5]
+
+
+def test_the_probe_follows_the_newest_until_the_reader_goes_back(tmp_path, monkeypatch):
+    """Whatever the page last told: a look may be under way while the slider is moved."""
+    monkeypatch.setattr(runs, "ROOT", str(tmp_path))
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text('{"steps": 9}')
+    with gr.Blocks():
+        p = run_panels.build()
+
+    def place(name, probes):
+        probe = {"tokens": ["a"], "layers": [1], "experts": 2, "indices": [[[0]]], "weights": [[[1.0]]]}
+        made = [json.dumps({"step": step, "probe": probe}) + "\n" for step in range(probes)]
+        (tmp_path / name / "metrics.jsonl").write_text("".join(made))
+        new = run_panels.redraw(p, seen, watch.Watch(), runs.find(tmp_path, name), "", 0, None)
+        return new[p["at"]]["value"] if p["at"] in new else None
+
+    seen = watch.Watch()
+    assert [place("a", 3), place("a", 3), place("a", 4)] == [2, None, 3]
+    seen.back = 1
+    assert [place("a", 4), place("a", 4), place("a", 5)] == [1, None, 1]
+    seen.back = None
+    assert [place("a", 5), place("a", 6)] == [4, 5]
+    seen.back = 1
+    assert place("b", 4) == 3, "in another run it begins at the newest"
 
 
 def test_endpoints_start_tell_and_stop(training_app):

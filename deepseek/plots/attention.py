@@ -17,7 +17,7 @@ def attention_map(tokens: list[str], weights_TT, title: str, first: int = 0) -> 
     figure = go.Figure(
         go.Heatmap(z=percent(weights_TT), x=names, y=names, zmin=0, zmax=100, hovertemplate=HOVER, **COLOURS)
     )
-    figure = layout(figure, 620, title=dict(text=title, font=dict(size=13), x=0.5))
+    figure = layout(figure, 620, title=dict(text=title, font=dict(size=13), x=0.01, xanchor="left"))
     figure.update_xaxes(**axis, tickangle=-60, showgrid=False)
     figure.update_yaxes(**axis, autorange="reversed", showgrid=False)
     return figure

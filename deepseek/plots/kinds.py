@@ -42,14 +42,15 @@ def load_by_text(shares: dict[str, list[float]]) -> go.Figure:
     figure = go.Figure()
     for number, (name, share_E) in enumerate(shares.items()):
         figure.add_bar(
-            x=[f"expert {expert}" for expert in range(len(share_E))],
+            x=[str(expert) for expert in range(len(share_E))],
             y=[round(share, 4) for share in share_E],
             name=name,
             marker=dict(color=EXPERT_COLOURS[number % len(EXPERT_COLOURS)]),
-            hovertemplate=f"%{{x}}, {name}: %{{y:.1%}}<extra></extra>",
+            hovertemplate=f"expert %{{x}}, {name}: %{{y:.1%}}<extra></extra>",
         )
     even = 1 / len(share_E)
     figure.add_hline(y=even, line=dict(color=TEXT, width=1.5, dash="dash"))
-    figure = layout(figure, 320, barmode="group", legend=dict(orientation="h", y=-0.15))
+    figure = layout(figure, 320, barmode="group", legend=dict(orientation="h", y=1.15, x=0))
+    figure.update_xaxes(type="category", title="expert")
     figure.update_yaxes(tickformat=".0%", title="share of choices", rangemode="tozero")
     return figure

@@ -3,12 +3,14 @@
 import plotly.graph_objects as go
 
 from deepseek.plots.style import EXPERT_COLOURS, label, layout, token_axis
+from deepseek.sampling import STAGES, SamplingParams
 
 
-def funnel(token) -> go.Figure:
+def funnel(token, params: SamplingParams) -> go.Figure:
     """What the sampler did for one TokenTrace: candidates x stages, percents; the drawn one is marked.
 
-    Only stages that the settings ask for are columns; the others are named in the caption.
+    Only stages that changed something, or could have, are columns; the caption names those that `params` leave off, and
+    those passed over because they would have left no token.
     """
     shown = [index for index, stage in enumerate(token.stages) if stage.active]
     columns = ["model"]
@@ -39,7 +41,11 @@ def funnel(token) -> go.Figure:
             line.append("✕" if removed else "" if gone else f"{100 * value:.1f}")
             gone = gone or removed
         texts.append(line)
-    off = [stage.name for stage in token.stages if not stage.active]
+    idle = [stage.name for stage in token.stages if not stage.active]
+    passed = [name for name in idle if STAGES[name][0](params)]
+    off = [name for name in idle if name not in passed]
+    caption = ["off: " + ", ".join(off)] if off else []
+    caption += ["passed over, as it would leave no token: " + ", ".join(passed)] if passed else []
     figure = go.Figure(
         go.Heatmap(
             z=percents,
@@ -67,9 +73,9 @@ def funnel(token) -> go.Figure:
         ticktext=[row.split(" ", 1)[1] for row in rows],
         tickvals=rows,
     )
-    if off:
+    if caption:
         figure.add_annotation(
-            text="off: " + ", ".join(off),
+            text=" · ".join(caption),
             xref="paper",
             yref="paper",
             x=0,

@@ -53,7 +53,7 @@ def layout(figure: go.Figure, height: int, **options) -> go.Figure:
         plot_bgcolor="rgba(0,0,0,0)",
         font=dict(color=TEXT, size=12),
         height=height,
-        margin=dict(l=60, r=10, t=30, b=40),
+        margin=dict(l=60, r=10, t=30, b=48),
         **options,
     )
     figure.update_xaxes(gridcolor="rgba(128,128,128,0.2)", zeroline=False, automargin=True)

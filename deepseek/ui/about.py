@@ -82,7 +82,7 @@ def build(model, tab: gr.Tab, checkpoint: gr.State, which: gr.Markdown) -> None:
     gr.Markdown(
         "Open another model here, and every tab looks at that one: the demo, a run of yours, a folder, the Hub."
     )
-    with gr.Row(equal_height=True):
+    with gr.Row():
         box = gr.Dropdown(
             served.choices(current),
             value=current,

@@ -8,7 +8,7 @@ import torch
 from deepseek.plots.attention import attention_map, attention_received, attention_small
 from deepseek.trace import MOST_ATTENTION
 from deepseek.ui import served
-from deepseek.ui.controls import refusal
+from deepseek.ui.controls import refusal, told
 from deepseek.ui.figure import figure
 from deepseek.ui.playground import MODEL
 from deepseek.ui.strip import attended_line, attended_lines, token_strip
@@ -19,7 +19,7 @@ SMALL = ["all heads of this layer", "this head in all layers"]
 
 def window(text: str, tokens: int) -> tuple[int, int]:
     """(first, last) of the range that a reader wrote, "3-40" or nothing, last excluded. Raises gr.Error."""
-    if not text.strip():
+    if not (text or "").strip():
         return 0, min(tokens, MOST_ATTENTION)
     found = re.fullmatch(r"\s*(\d{1,9})\s*[-–]\s*(\d{1,9})\s*", text)
     first, last = map(int, found.groups()) if found else (0, 0)
@@ -128,9 +128,9 @@ def build(model, tokenizer, text: str, first, checkpoint: gr.State) -> View:
     def select(checkpoint, chosen, tokens, layer, head, shown, event: gr.EventData):
         """Colours the text by what the clicked token looked at."""
         model, tokenizer = served.ready(checkpoint)
-        text, index = chosen[0], event.index
+        text, index = chosen[0], told(event, "index")
         trace = look(model, tokenizer, text)
-        if not (isinstance(index, int) and 0 <= index < len(trace.ids)):
+        if index not in range(len(trace.ids)):
             return gr.skip(), gr.skip()
         (layer,) = span("layers", layer, layer, model.config.num_hidden_layers - 1)
         (head,) = span("heads", head, head, model.config.num_attention_heads - 1)
@@ -138,13 +138,14 @@ def build(model, tokenizer, text: str, first, checkpoint: gr.State) -> View:
         if index not in range(first, last):
             first, last = index, index + 1
         weights = trace.attention(layer, first, last)[head, index - first]
-        return shown + attended_line(weights, index), (text, index)
+        return (shown or "") + attended_line(weights, index), (text, index)
 
     strip.select(
         select,
         [checkpoint, chosen, tokens, layer, head, strip],
         [strip, chosen],
         show_progress="hidden",
+        trigger_mode="multiple",
         api_visibility="private",
         **MODEL,
     )

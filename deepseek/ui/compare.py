@@ -6,10 +6,10 @@ import gradio as gr
 
 from deepseek.sampling import SamplingParams
 from deepseek.ui import controls, served
-from deepseek.ui.playground import MODEL, Generation, generate
+from deepseek.ui.playground import TEXTS, Generation, generate
 from deepseek.ui.strip import mark_line, token_strip
 
-HEADERS = ["", "A", "B"]
+HEADERS = ["what", "A", "B"]
 PRESETS = ("stories", "card, wild")  # of A and B at first
 
 
@@ -137,7 +137,7 @@ def build(model, tokenizer, prompt: str, checkpoint: gr.State) -> None:
         yield a.strip, b.strip, report(a, b, checkpoints)
 
     inputs, outputs = [prompt, seed, *sides[0], *sides[1]], [*strips, table]
-    options = dict(api_visibility="private", show_progress="hidden", **MODEL)
+    options = dict(api_visibility="private", show_progress="hidden", **TEXTS)
     events = [go.click(run, inputs, outputs, **options), prompt.submit(run, inputs, outputs, **options)]
     stop.click(None, cancels=events, **controls.QUIET)
 

@@ -1,5 +1,6 @@
 """The sampler's controls: one slider or box a setting, presets over them, and the way from their values to SamplingParams."""
 
+import html
 import random
 
 import gradio as gr
@@ -35,7 +36,7 @@ def sampler_controls(first: str = FIRST) -> tuple[gr.Dropdown, dict[str, gr.comp
         neutral = gr.Button("Neutral", scale=1, min_width=90)
     c = {}
     c["temperature"] = slider(
-        "temperature", 0, 2, 0.05, "temperature", "divides the logits; 0 takes the most likely token"
+        "temperature", 0, 2, 0.05, "temperature", "above 1 bolder, below 1 safer; 0 always takes the most likely token"
     )
     with gr.Accordion("dynamic temperature", open=False):
         c["dynamic_temperature"] = gr.Checkbox(
@@ -62,10 +63,10 @@ def sampler_controls(first: str = FIRST) -> tuple[gr.Dropdown, dict[str, gr.comp
             2,
             0.05,
             "repetition",
-            "divides the logit of a token seen, or multiplies one below 0; 1 is off",
+            "makes every token already seen less likely; 1 is off",
         )
         c["presence_penalty"] = slider(
-            "presence_penalty", -2, 2, 0.1, "presence", "taken off once if the token was seen"
+            "presence_penalty", -2, 2, 0.1, "presence", "taken off the score of a token seen, once"
         )
         c["frequency_penalty"] = slider(
             "frequency_penalty", -2, 2, 0.1, "frequency", "taken off for each time it was seen"
@@ -121,11 +122,19 @@ def params(names, values, seed, locked: bool) -> SamplingParams:
     if isinstance(settings.get("stop"), str):
         settings["stop"] = tuple(line for line in settings["stop"].split("\n") if line)
     try:
+        if locked and seed is None:  # two sides would draw two
+            raise ValueError("seed is empty; it must be a whole number to be kept.")
         return SamplingParams(**settings, seed=seed if locked else random.randrange(2**31))
     except ValueError as error:
         raise refusal(error) from error
 
 
+def told(event: gr.EventData, name: str) -> int | None:
+    """A whole number that a script of the page sent with an event; None where it is not there, or something else."""
+    value = getattr(event, name, None)
+    return value if type(value) is int else None
+
+
 def refusal(error: Exception) -> gr.Error:
-    """An error for the reader: its sentence, without a traceback."""
-    return gr.Error(str(error), print_exception=False, title="Not possible")
+    """An error for the reader: its sentence, without a traceback, escaped since the page takes messages for HTML."""
+    return gr.Error(html.escape(str(error), quote=False), print_exception=False, title="Not possible")

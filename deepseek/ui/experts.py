@@ -6,7 +6,7 @@ from deepseek import balance, routing
 from deepseek.plots import routing as plots
 from deepseek.routing import Reading
 from deepseek.ui import kinds, longer
-from deepseek.ui.controls import QUIET
+from deepseek.ui.controls import QUIET, told
 from deepseek.ui.figure import figure
 from deepseek.ui.strip import token_strip, traced_lines
 from deepseek.ui.subject import View, look, subject_box
@@ -85,11 +85,12 @@ def this_text(text: str, first) -> View:
     balance_plot = figure(balance_figure, "expert-balance", elem_id="expert-balance")
 
     def select(seen, event: gr.EventData):
-        if not (seen.routing and isinstance(event.index, int) and 0 <= event.index < len(seen.tokens)):
+        index = told(event, "index")
+        if not (seen.routing and index in range(len(seen.tokens))):
             return gr.skip()
-        return path(seen, event.index)
+        return path(seen, index)
 
-    strip.select(select, seen, path_plot, show_progress="hidden", **QUIET)
+    strip.select(select, seen, path_plot, show_progress="hidden", trigger_mode="multiple", **QUIET)
 
     def redraw(model, tokenizer, text):
         return draw(look(model, tokenizer, text))

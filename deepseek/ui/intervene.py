@@ -4,6 +4,7 @@ import time
 
 import gradio as gr
 
+from deepseek.config import expert_count
 from deepseek.intervene import Change, loss_changes
 from deepseek.plots.routing import loss_change
 from deepseek.trace import routers
@@ -11,7 +12,7 @@ from deepseek.ui import controls, served
 from deepseek.ui.compare import divergence, in_turn
 from deepseek.ui.controls import refusal
 from deepseek.ui.figure import figure
-from deepseek.ui.playground import DEADLINE, MODEL, generate
+from deepseek.ui.playground import DEADLINE, MODEL, TEXTS, generate
 from deepseek.ui.strip import token_strip
 
 DENSE = "This model is dense: it has no experts to switch off."
@@ -24,7 +25,7 @@ to what they did before. Nobody else's text is touched: the change holds for thi
 def choices(model) -> tuple[dict, dict]:
     """(of the expert's dropdown, of a layer's dropdown): choices and value."""
     router = routers(model)
-    experts = max((len(one.weight) for one in router.values()), default=0)
+    experts = expert_count(model.config) if router else 0
     layers = [("every layer", EVERY), *((f"layer {layer}", layer) for layer in sorted(router))]
     expert = dict(choices=[(f"expert {e}", e) for e in range(experts)], value=0 if experts else None)
     return expert, dict(choices=layers, value=EVERY)
@@ -45,27 +46,37 @@ def verdict(plain, changed) -> str:
     return f"They part at token {place + 1}; {same} of {len(plain.tokens)} tokens are the same in the same place."
 
 
-def measured(model, tokenizer, text, layer: int, tell=lambda done, of: None):
-    """(figure, note) of the loss with each expert off in turn, at one layer or all. Raises gr.Error."""
-    wanted = sorted(routers(model)) if layer == EVERY else [layer]
+def measured(model, tokenizer, text, layer: int):
+    """Yields (figure, note) of the loss with each expert off in turn, layer by layer or at one. Raises gr.Error."""
     if not routers(model):
-        return None, DENSE
+        yield None, DENSE
+        return
+    for rows in losses(model, tokenizer, text, sorted(routers(model)) if layer == EVERY else [layer]):
+        ranked = sorted(((change, here, e) for here, row in rows.items() for e, change in enumerate(row)), reverse=True)
+        most = ", ".join(f"expert {e} of layer {here} ({change:+.3f})" for change, here, e in ranked[:3])
+        yield loss_change(list(rows.values()), list(rows)), f"Needed most, in nats a token: {most}."
+
+
+def losses(model, tokenizer, text, wanted: list[int]):
+    """Yields {layer: change in loss with each of its experts off}, a layer more each time, within DEADLINE seconds.
+
+    Raises gr.Error.
+    """
     rows, began = {}, time.monotonic()
     try:
         if not isinstance(text, str):
             raise ValueError(f"text is {text!r:.60}; it must be text.")
         if not set(wanted) <= set(routers(model)):
-            raise ValueError(f"layer is {layer!r:.20}; it must be one that has experts.")
+            raise ValueError(f"layer is {wanted[0]!r:.20}; it must be one that has experts.")
         for here, _, change in loss_changes(model, tokenizer, text, wanted):
-            rows.setdefault(here, []).append(change)
-            tell(len(rows) - 1 + len(rows[here]) / len(routers(model)[here].weight), len(wanted))
+            row = rows.setdefault(here, [])
+            row.append(change)
+            if len(row) == len(routers(model)[here].weight):
+                yield rows
             if time.monotonic() - began > DEADLINE:
                 raise ValueError(f"measuring took over {DEADLINE} seconds; choose one layer or a shorter text.")
     except ValueError as error:
         raise refusal(error) from error
-    ranked = sorted(((change, here, e) for here, row in rows.items() for e, change in enumerate(row)), reverse=True)
-    most = ", ".join(f"expert {e} of layer {here} ({change:+.3f})" for change, here, e in ranked[:3])
-    return loss_change(list(rows.values()), list(rows)), f"Needed most, in nats a token: {most}."
 
 
 def build(model, prompt: str, checkpoint: gr.State, tab: gr.Tab) -> None:
@@ -101,7 +112,9 @@ def build(model, prompt: str, checkpoint: gr.State, tab: gr.Tab) -> None:
     )
     text = gr.Textbox(prompt + " there was a little fox. She wanted to play.", label="text", lines=2, max_lines=8)
     where = gr.Dropdown(**layer_choices, label="experts of")
-    measure = gr.Button("Measure", variant="primary")
+    with gr.Row():
+        measure = gr.Button("Measure", variant="primary", min_width=120)
+        halt = gr.Button("Stop measuring", min_width=120)
     found = gr.Markdown(elem_id="needed-note")
     plot = figure(None, "loss-change", elem_classes="wide", elem_id="loss-change")
     drawn = gr.State("", time_to_live=3600)
@@ -117,15 +130,14 @@ def build(model, prompt: str, checkpoint: gr.State, tab: gr.Tab) -> None:
             yield plain.strip, changed.strip, ""
         yield plain.strip, changed.strip, verdict(plain, changed)
 
-    def losses(checkpoint, text, layer, progress=gr.Progress()):  # noqa: B008 (gradio looks for it there)
-        model, tokenizer = served.ready(checkpoint)
-        return measured(model, tokenizer, text, layer, lambda done, of: progress((done, of), unit="layers"))
+    def needed(checkpoint, text, layer):
+        yield from measured(*served.ready(checkpoint), text, layer)
 
     inputs, outputs = [checkpoint, box, action, expert, layer, seed, *settings.values()], [*strips, note]
-    options = dict(api_visibility="private", show_progress="hidden", **MODEL)
+    options = dict(api_visibility="private", show_progress="hidden", **TEXTS)
     events = [go.click(write, inputs, outputs, **options), box.submit(write, inputs, outputs, **options)]
     loss_inputs, loss_outputs = [checkpoint, text, where], [plot, found]
-    measure.click(losses, loss_inputs, loss_outputs, api_visibility="private", **MODEL)
+    measuring = measure.click(needed, loss_inputs, loss_outputs, api_visibility="private", **MODEL)
 
     def write_when_new(drawn, checkpoint, *values):
         if drawn == checkpoint:
@@ -133,13 +145,17 @@ def build(model, prompt: str, checkpoint: gr.State, tab: gr.Tab) -> None:
         else:
             yield from write(checkpoint, *values)
 
-    def losses_when_new(drawn, checkpoint, *values):
-        return [gr.skip(), gr.skip()] if drawn == checkpoint else losses(checkpoint, *values)
+    def needed_when_new(drawn, checkpoint, *values):
+        if drawn == checkpoint:
+            yield gr.skip(), gr.skip()
+        else:
+            yield from needed(checkpoint, *values)
 
     first = tab.select(write_when_new, [drawn, *inputs], outputs, **options)
-    second = first.then(losses_when_new, [drawn, *loss_inputs], loss_outputs, api_visibility="private", **MODEL)
+    second = first.then(needed_when_new, [drawn, *loss_inputs], loss_outputs, api_visibility="private", **MODEL)
     second.then(lambda checkpoint: checkpoint, checkpoint, drawn, **controls.QUIET)
     stop.click(None, cancels=[*events, first], **controls.QUIET)
+    halt.click(None, cancels=[measuring, second], **controls.QUIET)
 
     def fit(checkpoint):
         expert, layer = (gr.update(**each) for each in choices(served.ready(checkpoint)[0]))

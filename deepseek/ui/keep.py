@@ -75,6 +75,8 @@ def named(presets: dict, name: str, values: dict) -> dict:
     name = name.strip() if isinstance(name, str) else ""
     if not 0 < len(name) <= 40:
         raise refusal(ValueError(f"name is {name!r:.60}; it must be 1 to 40 characters."))
+    if name in PRESETS:  # it would never be found again
+        raise refusal(ValueError(f"name is {name!r}; it must be another than {', '.join(PRESETS)}."))
     if len(presets) >= MOST_PRESETS and name not in presets:
         raise refusal(ValueError(f"there are {len(presets)} presets, the most that are kept; save over one of them."))
     return {**presets, name: values}

@@ -5,17 +5,16 @@ import gradio as gr
 from deepseek.plots.cache import cache_bytes, latent_norms
 from deepseek.plots.lens import lens_map
 from deepseek.trace import context_length
-from deepseek.ui.controls import refusal
 from deepseek.ui.figure import figure
 from deepseek.ui.subject import View, look, subject_box
 
 
 def draw_lens(trace):
-    """(note, lens figure) of a Trace."""
+    """(note, lens figure) of a Trace; no figure for a model whose final norm is not found."""
     try:
         lens = trace.lens()
     except ValueError as error:
-        raise refusal(error) from error
+        return str(error), None
     first = lens.first_lead
     last = len(lens.texts) - 1
     early = sum(row < last for row in first) / len(first)

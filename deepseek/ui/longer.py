@@ -47,7 +47,8 @@ def draw(reading: Reading, layer: int):
         return f"{len(reading.tokens):,} tokens · this model is dense: it has no experts.", None, None, None
     violations = [float(balance.max_violation(count)) for count in routing.counts(reading.routing)]
     note = (
-        f"{len(reading.tokens):,} tokens · MaxVio {sum(violations) / len(violations):.2f} in the mean over the layers"
+        f"{len(reading.tokens):,} tokens · in the mean over the layers the busiest expert has "
+        f"{1 + sum(violations) / len(violations):.1f} × an even share"
     )
     steps = routing.flow(reading.routing)
     if len(steps) > plots.MOST_BANDS:
@@ -75,6 +76,7 @@ def build(model, first: Reading, checkpoint: gr.State) -> None:
     options = layer_choices(model)
     note, favourites, pairs, flow = draw(first, options["value"])
     reading = gr.State(first, time_to_live=3600)
+    gr.Markdown("A longer text shows habits: which tokens an expert keeps taking, and which experts work together.")
     box = gr.Textbox(
         example("encyclopedia"),
         label="text",
@@ -123,7 +125,7 @@ def opened(file: str) -> str:
     try:
         with open(file, encoding="utf-8-sig") as opened:
             text = opened.read(MOST + 1)
-    except UnicodeDecodeError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise refusal(ValueError("the file is not text in UTF-8; it must be.")) from error
     if len(text) > MOST:
         raise refusal(ValueError(f"the file has more than {MOST:,} characters; it must have at most that many."))

@@ -9,6 +9,7 @@ from deepseek.ui import (
     about,
     api,
     attention,
+    checked,
     compare,
     controls,
     experts,
@@ -30,7 +31,7 @@ def build(model, tokenizer) -> gr.Blocks:
     params = SamplingParams(**controls.PRESETS[controls.FIRST], max_new_tokens=64, seed=7)
     *_, first = playground.generate(model, tokenizer, playground.EXAMPLES[0], params)
     seen = trace(model, tokenizer, first.text)
-    with gr.Blocks(title=TITLE, analytics_enabled=False) as demo:
+    with checked.Checked(title=TITLE, analytics_enabled=False) as demo:
         checkpoint = gr.State(model.name_or_path)  # the path of the one that this reader looks at, on all tabs
         gr.Markdown(INTRO)
         which = gr.Markdown(about.headline(model.name_or_path), elem_id="which")
@@ -48,7 +49,7 @@ def build(model, tokenizer) -> gr.Blocks:
             with gr.Tab("Compare"):
                 compare.build(model, tokenizer, first.prompt, checkpoint)
             with gr.Tab("Train") as train_tab:
-                train.build(train_tab, tabs)
+                train.build(demo, train_tab, tabs)
             with gr.Tab("Model") as model_place:
                 about.build(model, model_place, checkpoint, which)
         for view, tab in ((experts_view, experts_tab), (attention_view, attention_tab), (layers_view, layers_tab)):

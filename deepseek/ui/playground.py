@@ -25,11 +25,13 @@ EXAMPLES = [
     "When I think about consciousness",
     "Neutrino Masses and Oscillations",
 ]
-REDRAW = 0.15  # seconds between two updates of the page; more often costs the engine and pegs the browser
+REDRAW = 0.15  # seconds between two updates of a page; more often costs the engine and pegs the browser
+UPDATES = 30  # updates a second of all pages together
 DEADLINE = 120  # seconds that one text may take
 PLACES = 2  # jobs on the model at a time
 THREADS = max(1, (os.cpu_count() or 1) // PLACES)  # of each: with a thread a core they would wait for one another
-MODEL = dict(concurrency_id="model", concurrency_limit=PLACES)  # all work on the model shares these places in the queue
+MODEL = dict(concurrency_id="model", concurrency_limit=PLACES)  # looking at texts shares these places in the queue
+TEXTS = dict(concurrency_id="texts", concurrency_limit=64)  # and writing them, many at once, these
 
 
 class Generation:
@@ -42,6 +44,7 @@ class Generation:
         self.prompt, self.params = prompt, params
         self.forced = forced or {}  # tokens that the reader put there, by place in the output
         self.parent = parent  # the Generation that this one branched off
+        self.selected = max(self.forced, default=0)  # place of the token that the reader looks at
         self.tokens: list[TokenTrace] = []
         self.lines: list[str] = []  # of the token strip
         self.seconds = 0.0
@@ -83,7 +86,7 @@ def generate(model, tokenizer, prompt: str, params: SamplingParams, forced=None,
     generation = Generation(prompt, params, forced, parent)
     generation.checkpoint = model.name_or_path
     generation.lines.append(head_line(sorted(routers(model)), experts, prompt))
-    began = shown = time.monotonic()
+    began, shown = time.monotonic(), 0.0  # the first token is shown at once
     tokens = served.stream(model, tokenizer, prompt, params, generation.forced, changes)
     try:
         for token in tokens:
@@ -94,7 +97,7 @@ def generate(model, tokenizer, prompt: str, params: SamplingParams, forced=None,
             generation.late = generation.seconds > DEADLINE
             if generation.ended:
                 break
-            if now - shown > REDRAW:
+            if now - shown > max(REDRAW, served.writing() / UPDATES):
                 shown = now
                 yield generation
     except ValueError as error:
@@ -110,7 +113,7 @@ def build(demo, checkpoint: gr.State, first: Generation):
     Every text is written by the reader's `checkpoint`; when that changes the prompt is continued anew.
     """
     state = gr.State(first, time_to_live=3600)
-    selected = gr.State(0, time_to_live=3600)
+    gr.Markdown("The model goes on from your prompt, a token at a time. Click a token to see how it was drawn.")
     prompt = gr.Textbox(first.prompt, label="prompt", lines=2, max_lines=8)
     with gr.Row():
         go = gr.Button("Generate", variant="primary", min_width=120)
@@ -125,9 +128,9 @@ def build(demo, checkpoint: gr.State, first: Generation):
             back = gr.Button("Back to the text before the branch", size="sm", visible=False)
             detail = token_detail.build(first)
             with gr.Accordion("entropy and temperature along the text", open=False):
-                along = figure(along_the_text(first.tokens), "along-the-text", elem_classes="wide")
+                along = figure(along_the_text(first.tokens), "along-the-text", elem_classes="wide", elem_id="along")
             with gr.Accordion("the text as a table", open=False):
-                table = gr.Dataframe(token_detail.rows(first), headers=token_detail.HEADERS, interactive=False)
+                table = token_detail.text_table(first)
         with gr.Column(scale=2, min_width=300):
             with gr.Row():
                 seed = gr.Number(first.params.seed, label="seed", info="same seed, same text")
@@ -135,14 +138,16 @@ def build(demo, checkpoint: gr.State, first: Generation):
             preset, settings = controls.sampler_controls()
             keep.build(demo, state, preset, settings, checkpoint.value)
 
+    def selected(generation):
+        """The selected token; drawn anew if another was selected meanwhile, for an answer can overtake one that is newer."""
+        index = None
+        while index != generation.selected:
+            index = generation.selected
+            drawn = token_detail.show(generation, index)
+        return drawn
+
     def shown(generation):
-        index = max(generation.forced, default=0)
-        return [
-            *token_detail.show(generation, index),
-            along_the_text(generation.tokens),
-            token_detail.rows(generation),
-            index,
-        ]
+        return [*selected(generation), along_the_text(generation.tokens), token_detail.rows(generation)]
 
     def run(path, prompt, seed, locked, *values):
         params = controls.params(settings, values, seed, locked)
@@ -158,29 +163,31 @@ def build(demo, checkpoint: gr.State, first: Generation):
         else:
             yield from run(path, prompt, *values)
 
-    def branch(last, index, event: gr.EventData):
-        if not (isinstance(event.id, int) and event.id in {c.id for c in last.tokens[index].candidates}):
-            raise controls.refusal(ValueError(f"candidate is {event.id!r:.40}; it must be one of the table's."))
-        forced = {place: token for place, token in last.forced.items() if place < index} | {index: event.id}
+    def branch(last, event: gr.EventData):
+        chosen, index = controls.told(event, "id"), min(last.selected, len(last.tokens) - 1)
+        if chosen not in {c.id for c in last.tokens[index].candidates}:
+            raise controls.refusal(ValueError(f"candidate is {chosen!r:.40}; it must be one of the table's."))
+        forced = {place: token for place, token in last.forced.items() if place < index} | {index: chosen}
         yield from streamed(generate(*served.ready(last.checkpoint), last.prompt, last.params, forced, last))
 
     def streamed(generations):
         once = True
         for generation in generations:
-            # The state holds the object itself, which goes on growing: what there is at a Stop is kept.
+            # The state holds the object itself, which goes on growing: what there is at a Stop is kept, and so is the
+            # token that the reader selects meanwhile.
             fixed = [generation.params.seed, generation, gr.update(visible=bool(generation.parent))]
             yield [generation.strip, generation.stats, *(fixed if once else [gr.skip()] * 3)]
             once = False
 
     outputs = [strip, stats, seed, state, back]
-    options = dict(outputs=outputs, api_visibility="private", show_progress="hidden", **MODEL)
+    options = dict(outputs=outputs, api_visibility="private", show_progress="hidden", **TEXTS)
     inputs = [seed, locked, *settings.values()]
     events = [
         go.click(run, [checkpoint, prompt, *inputs], **options),
         prompt.submit(run, [checkpoint, prompt, *inputs], **options),
         again.click(run_again, [checkpoint, state, *inputs], **options),
         checkpoint.change(run_elsewhere, [checkpoint, state, prompt, *inputs], **options),
-        detail[2].branch(branch, [state, selected], **options),
+        detail[2].branch(branch, state, **options),
     ]
     events.append(stop.click(None, cancels=events, **controls.QUIET))
 
@@ -190,14 +197,17 @@ def build(demo, checkpoint: gr.State, first: Generation):
 
     events.append(back.click(before, state, outputs, **controls.QUIET))
     for event in events:
-        event.then(shown, state, [*detail, along, table, selected], **controls.QUIET)
+        event.then(shown, state, [*detail, along, table], **controls.QUIET)
 
     def select(generation, event: gr.EventData):
-        if not (isinstance(event.index, int) and 0 <= event.index < len(generation.tokens)):
-            return [gr.skip() for _ in range(4)]
-        return [*token_detail.show(generation, event.index), event.index]
+        index = controls.told(event, "index")
+        if index not in range(len(generation.tokens)):
+            return [gr.skip() for _ in detail]
+        generation.selected = index
+        return selected(generation)
 
-    strip.select(select, state, [*detail, selected], show_progress="hidden", **controls.QUIET)
+    last = dict(show_progress="hidden", trigger_mode="multiple", **controls.QUIET)  # always_last would lose the index
+    strip.select(select, state, [*detail], **last)
 
     def restore(request: gr.Request):
         """A link's prompt, seed and settings into the page."""
@@ -230,12 +240,14 @@ def build(demo, checkpoint: gr.State, first: Generation):
     def open_linked(request: gr.Request):
         return linked_model(request)[0].name_or_path if "checkpoint" in request.query_params else gr.skip()
 
-    linked = demo.load(restore, None, [prompt, *inputs], **controls.QUIET).success(run_linked, None, **options)
+    # In the queue, through which alone a refusal reaches the reader.
+    restored = demo.load(restore, None, [prompt, *inputs], api_visibility="private", show_progress="hidden")
+    linked = restored.success(run_linked, None, **options)
 
     def shown_linked(request: gr.Request, generation):
-        return shown(generation) if "prompt" in request.query_params else [gr.skip() for _ in range(6)]
+        return shown(generation) if "prompt" in request.query_params else [gr.skip() for _ in range(5)]
 
-    linked.then(shown_linked, state, [*detail, along, table, selected], **controls.QUIET)
+    linked.then(shown_linked, state, [*detail, along, table], **controls.QUIET)
     # The last step: with the reader's checkpoint all tabs change, and by now the link's text is there.
     linked.success(open_linked, None, checkpoint, api_visibility="private", show_progress="hidden", **MODEL)
     return state, [*events, linked]

@@ -62,9 +62,7 @@ def build() -> dict[str, gr.components.Component]:
     return p
 
 
-def redraw(
-    p: dict, seen: Watch, over: Watch, run: runs.Run, other: str, smoothing: float, at: int, commit: str
-) -> dict:
+def redraw(p: dict, seen: Watch, over: Watch, run: runs.Run, other: str, smoothing: float, commit: str) -> dict:
     """{part: value} for what is new of `run` since `seen` was drawn last; `other` names a run to lay over it or is empty."""
     seen.read(run.name)
     history = seen.history
@@ -78,9 +76,9 @@ def redraw(
     lengths = [(name, len(h.steps), len(h.validation)) for name, h in histories.items()]
     if seen.news("curves", (lengths, smoothing)):
         new |= _curves(p, histories, smoothing) if history.steps else {p["curves"]: gr.update(visible=False)}
-    count, (_, before) = len(history.probes), seen.drawn.get("probes", ("", 0))
-    if seen.news("probes", (run.name, count)):  # the slider stays at the newest unless it was moved back
-        new |= _probes(p, history, at if at < min(before, count) - 1 else count - 1)
+    newest = len(history.probes) - 1
+    if seen.news("probes", (run.name, newest, seen.back)):
+        new |= _probes(p, history, newest if seen.back is None else min(seen.back, newest))
     if seen.news("samples", samples(history)):
         new |= {p["writes"]: gr.update(visible=bool(history.samples)), p["samples"]: samples(history)}
     paths = [str(path) for path in reversed(checkpoint.commits(run.folder))]

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import MISSING, asdict, fields
+from itertools import islice
 from pathlib import Path
 
 import gradio as gr
@@ -9,7 +10,7 @@ import gradio as gr
 from deepseek import checkpoint, runs
 from deepseek.config import PRESETS
 from deepseek.settings import SUITED, TrainConfig
-from deepseek.sources import BUILT_IN
+from deepseek.sources import BUILT_IN, DataError, documents
 from deepseek.ui import permit
 from deepseek.ui.controls import QUIET
 from deepseek.ui.served import DEMO
@@ -116,9 +117,19 @@ def config(values: dict, secret: str) -> TrainConfig:
     if file:
         if made.run.exists():
             raise ValueError(f"name is {made.name!r}; there is a run of that name already.")
+        readable(file)
         Path(made.data[0]).parent.mkdir(parents=True)
         shutil.copyfile(file, made.data[0])
     return made
+
+
+def readable(file: str) -> None:
+    """Raises ValueError with one sentence for an upload whose beginning is not text."""
+    try:
+        if not list(islice(map(len, documents(file)), 64)):
+            raise DataError(f"data {file!r} holds no text.")
+    except DataError as error:
+        raise ValueError(str(error).replace(repr(file), repr(Path(file).name))) from error
 
 
 def is_list(name: str) -> bool:

@@ -9,12 +9,18 @@ from deepseek.plots.sampling import funnel
 from deepseek.plots.style import visible
 from deepseek.ui.figure import figure
 
-HEADERS = ["", "token", "probability", "rank", "entropy", "temperature", "layer:experts"]
-SCRIPT = (Path(__file__).parents[2] / "assets" / "candidates.js").read_text()
-TEMPLATE = """
-    <div class="candidates"><table aria-label="candidates of the selected token">
-      <thead><tr><th>token</th><th>model</th><th>sampler</th><th>removed by</th></tr></thead>
-      <tbody></tbody></table></div>"""
+HEADERS = ["place", "token", "probability", "rank", "entropy", "temperature", "layer:experts"]
+ASSETS = Path(__file__).parents[2] / "assets"
+CANDIDATE_HEADERS = ["token", "model", "sampler", "removed by"]
+
+
+def template(kind: str, label: str, headers: list[str]) -> str:
+    """A table without rows, which a script of the page's own fills."""
+    names = "".join(f'<th scope="col">{name}</th>' for name in headers)
+    return f"""
+        <div class="{kind}"><table aria-label="{label}">
+          <thead><tr>{names}</tr></thead>
+          <tbody></tbody></table></div>"""
 
 
 def heading(generation, index: int) -> str:
@@ -25,6 +31,9 @@ def heading(generation, index: int) -> str:
     seen += f" · entropy {token.entropy:.2f} nats"
     if generation.params.dynamic_temperature:
         seen += f" · dynamic temperature {token.temperature:.2f}"
+        if token.temperature_entropy is not None:
+            left = next(stage.survivors for stage in token.stages if stage.name == "temperature")
+            seen += f", from {token.temperature_entropy:.2f} nats over {left:,} candidates"
     if index in generation.forced:
         seen += " · put here by you"
     if token.experts:
@@ -36,9 +45,9 @@ def heading(generation, index: int) -> str:
     return seen + "\n\nOrder in force: model → " + " → ".join(stage.name for stage in token.stages)
 
 
-def rows(generation) -> list[list]:
-    """The whole text as a plain table, a row a token."""
-    return [
+def rows(generation) -> str:
+    """The value of the whole text's table, a row a token."""
+    rows = [
         [
             place,
             visible(token.text),
@@ -52,6 +61,7 @@ def rows(generation) -> list[list]:
         ]
         for place, token in enumerate(generation.tokens, 1)
     ]
+    return _json(rows)
 
 
 def table(token) -> str:
@@ -67,14 +77,29 @@ def table(token) -> str:
         }
         for candidate in token.candidates
     ]
-    return json.dumps({"rows": rows}).replace("<", "\\u003c")
+    return _json({"rows": rows})
+
+
+def _json(value) -> str:
+    return json.dumps(value).replace("<", "\\u003c")  # see strip.py
 
 
 def show(generation, index: int):
     """(heading, funnel, table) of one token of a generation, or of its last if it has fewer."""
     index = min(index, len(generation.tokens) - 1)
     token = generation.tokens[index]
-    return heading(generation, index), funnel(token), table(token)
+    return heading(generation, index), funnel(token, generation.params), table(token)
+
+
+def script(name: str) -> str:
+    """A script of the page's own that fills a table."""
+    return (ASSETS / f"{name}.js").read_text("utf-8")
+
+
+def text_table(generation) -> gr.HTML:
+    """Draws the whole text as a plain table, for readers of screens and for copying."""
+    empty = template("candidates long", "the text, a row a token", HEADERS)
+    return gr.HTML(html_template=empty, js_on_load=script("table"), value=rows(generation), elem_id="text-table")
 
 
 def build(generation):
@@ -83,5 +108,6 @@ def build(generation):
     head = gr.Markdown(text, elem_id="token-heading")
     funnel = figure(drawn, "funnel", elem_classes="wide", elem_id="funnel")
     with gr.Accordion("candidates: click one to go on from here with it instead", open=False):
-        candidates = gr.HTML(html_template=TEMPLATE, js_on_load=SCRIPT, value=rows, elem_id="candidates")
+        empty = template("candidates", "candidates of the selected token", CANDIDATE_HEADERS)
+        candidates = gr.HTML(html_template=empty, js_on_load=script("candidates"), value=rows, elem_id="candidates")
     return head, funnel, candidates

@@ -1,5 +1,6 @@
 """The Train tab: start a run in the background, watch it learn, steer it, and keep what it learned."""
 
+import json
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -7,14 +8,19 @@ from pathlib import Path
 import gradio as gr
 
 from deepseek import checkpoint, runs
+from deepseek.history import History
+from deepseek.plots import training
 from deepseek.train import TrainConfig, TrainingError
 from deepseek.ui import permit, run_panels, settings
 from deepseek.ui.controls import QUIET, refusal
+from deepseek.ui.figure import figure
 from deepseek.ui.watch import Watch, choices
 
+EXAMPLE = Path(__file__).parents[2] / "assets" / "example-run.jsonl"
 REDRAW = 1.0  # seconds between two looks at the run's files
 STEER = {"pause": "Pause", "resume": "Resume", "stop": "Stop and keep", "delete": "Delete"}
 SURE = "(name, secret) => [confirm(`Delete run ${name} and its checkpoints?`) ? name : null, secret]"
+HIDDEN = "(...values) => [...values.slice(0, -1), document.hidden]"
 OPEN = "path => { location.search = '?' + new URLSearchParams({checkpoint: path}) }"
 
 
@@ -51,6 +57,21 @@ def possible(run: runs.Run) -> dict[str, bool]:
     }
 
 
+def kept(path: str) -> str:
+    """The commit at `path`, or the newest of its run where it has been pruned, held until the page has opened it.
+
+    Raises gr.Error for what is no run's.
+    """
+    run = Path(str(path)).parent
+    if run not in [found.folder for found in runs.list_runs()]:
+        raise refusal(ValueError(f"checkpoint is {path!r:.80}; it must be a run's."))
+    for commit in (Path(path), *reversed(checkpoint.commits(run))):
+        checkpoint.hold(commit)
+        if commit.is_dir():
+            return str(commit)
+    raise refusal(ValueError(f"run {run.name!r} has no checkpoint yet."))
+
+
 def archived(path: str) -> str:
     """A .zip of the commit at `path`. Raises gr.Error for anything else."""
     known = [str(commit) for run in runs.list_runs() for commit in checkpoint.commits(run.folder)]
@@ -59,19 +80,38 @@ def archived(path: str) -> str:
     return str(runs.archive(Path(path)))
 
 
-def build(tab: gr.Tab, tabs: gr.Tabs) -> None:
-    """Draws the tab inside `tab`, one of `tabs`. Nothing is read while another tab is open."""
+def example() -> History:
+    """A run of the `tiny` preset that shows a first visitor what there will be to see."""
+    history = History()
+    history.add([json.loads(line) for line in EXAMPLE.read_text().splitlines()])
+    return history
+
+
+def build(demo, tab: gr.Tab, tabs: gr.Tabs) -> None:
+    """Draws the tab inside `tab`, one of `tabs` of the page `demo`. No run is read while another tab is open.
+
+    What depends on whether there are runs is hidden until the page has asked, so that nothing is taken back.
+    """
     seen, over = gr.State(Watch(), time_to_live=3600), gr.State(Watch(), time_to_live=3600)
     timer = gr.Timer(REDRAW, active=False)
+    hidden = gr.Checkbox(visible=False)  # whether the browser shows another page
     gr.Markdown(
         "Train a small mixture of experts of your own and watch it learn. A run goes on in the background: close the page "
         "and come back, it will be here."
     )
-    with gr.Accordion("Start a run", open=True) as form:
+    with gr.Accordion("Start a run", open=False) as form:
         secret = gr.Textbox("", label="owner's secret", info=permit.NOTE, type="password", visible=permit.public())
         c = settings.controls()
         go = gr.Button("Start", variant="primary")
-    none = gr.Markdown("No run yet. The settings above will do for a first one: press Start.", elem_id="no-run")
+    with gr.Column(visible=False) as none:
+        gr.Markdown(
+            "No run yet. The settings above will do for a first one: press Start. Below is how a small run went: the "
+            "model is less and less surprised by the next token, and its experts get more and less than an even share.",
+            elem_id="no-run",
+        )
+        history = example()
+        figure(training.loss_curves({"example": history}, 60), "example-loss")
+        figure(training.load_map(history), "example-load")
     with gr.Column(visible=False) as panels:
         with gr.Row():
             run = gr.Dropdown([], label="run", info="that is shown here", allow_custom_value=True, min_width=200)
@@ -94,7 +134,7 @@ def build(tab: gr.Tab, tabs: gr.Tabs) -> None:
 
     lists = [run, other, form, none, panels, c["name"], c["start_from"]]
     shown = [run, *p.values(), *buttons.values()]
-    inputs = [seen, over, run, other, smoothing, p["at"], p["commit"]]
+    inputs = [seen, over, run, other, smoothing, p["commit"]]
     quiet = dict(show_progress="hidden", **QUIET)
     asked = dict(api_visibility="private")  # in the queue, through which alone a refusal reaches the reader
 
@@ -117,11 +157,11 @@ def build(tab: gr.Tab, tabs: gr.Tabs) -> None:
         next_name = settings.free_name() if taken else gr.skip()
         return {**listed(name), form: gr.update(open=not choices()), c["name"]: next_name}
 
-    def look(seen, over, name, other, smoothing, at, commit):
+    def look(seen, over, name, other, smoothing, commit):
         """What is new of the run; nothing where there is none of that name any more."""
         try:
             found = runs.find(runs.ROOT, name)
-            new = run_panels.redraw(p, seen, over, found, other, smoothing, at, commit)
+            new = run_panels.redraw(p, seen, over, found, other, smoothing, commit)
         except runs.RunError:
             return {p["progress"]: ""}
         if seen.news("state", (name, found.state, found.checkpoint is None)):
@@ -129,6 +169,10 @@ def build(tab: gr.Tab, tabs: gr.Tabs) -> None:
             new |= {button: gr.update(interactive=can[action]) for action, button in buttons.items()}
             new[run] = gr.update(choices=choices(), value=name)  # its label tells the state
         return new
+
+    def glance(*values):
+        *values, hidden = values
+        return {p["progress"]: gr.skip()} if hidden else look(*values)
 
     def look_anew(seen, *rest):
         seen.drawn.clear()  # the page may have missed something while it was hidden
@@ -151,12 +195,13 @@ def build(tab: gr.Tab, tabs: gr.Tabs) -> None:
 
         return handler
 
-    def opened(event: gr.SelectData):
-        return gr.Timer(active=event.value == tab.label)
+    def opened(event: gr.EventData):
+        return gr.Timer(active=getattr(event, "value", None) == tab.label)
 
+    demo.load(arrive, [run, c["name"]], lists, **quiet)
     tabs.select(opened, None, timer, **quiet)
     tab.select(arrive, [run, c["name"]], lists, **quiet).then(look_anew, inputs, shown, **quiet)
-    timer.tick(look, inputs, shown, **quiet)
+    timer.tick(glance, [*inputs, hidden], shown, js=HIDDEN, **quiet)
     go.click(press_start, [secret, *c.values()], lists, **asked).then(look_anew, inputs, shown, **quiet)
     for action, button in buttons.items():
         js = SURE if action == "delete" else None
@@ -166,11 +211,17 @@ def build(tab: gr.Tab, tabs: gr.Tabs) -> None:
     smoothing.release(look, inputs, shown, **quiet)
 
     def back(seen, name, at):
-        seen.read(name)
-        return run_panels.probed(p, seen.history, max(0, min(int(at), len(seen.history.probes) - 1)))
+        with suppress(runs.RunError, IndexError):  # the run is gone, or has no probe yet
+            seen.read(name)
+            newest = len(seen.history.probes) - 1
+            place = max(0, min(int(at), newest))
+            seen.back = place if place < newest else None  # kept here, for a look under way still draws the newest
+            return run_panels.probed(p, seen.history, place)
+        return {}
 
     p["at"].input(back, [seen, run, p["at"]], [p["probe"], p["probe note"]], trigger_mode="always_last", **quiet)
-    p["open"].click(None, p["commit"], None, js=OPEN, **QUIET)
+    held = gr.Textbox(visible=False)
+    p["open"].click(kept, p["commit"], held, **asked).success(None, held, None, js=OPEN, **QUIET)
     p["download"].click(archived, p["commit"], p["file"], **asked).then(
         lambda: gr.update(visible=True), None, p["file"], **QUIET
     )

@@ -1,7 +1,7 @@
 """What the page shows of a run, from the files it leaves: state, curves, expert load, samples, the probe."""
 
 from deepseek import runs
-from deepseek.history import DEAD, WINDOW, History, dead_experts
+from deepseek.history import DEAD, WINDOW, History, dead_experts, duration
 
 
 class Watch:
@@ -12,6 +12,7 @@ class Watch:
 
     def __init__(self):
         self.name, self.offset, self.history = None, 0, History()
+        self.back = None  # the place of the probe that the reader went back to; None follows the newest
         self.drawn = {}  # panel -> what it shows, so that nothing is drawn twice
 
     def news(self, panel: str, shown) -> bool:
@@ -22,7 +23,7 @@ class Watch:
     def read(self, name: str) -> None:
         """Takes up what the run `name` wrote since the last time, or all of another run."""
         if name != self.name:
-            self.name, self.offset, self.history = name, 0, History()
+            self.name, self.offset, self.history, self.back = name, 0, History(), None
         lines, self.offset = runs.metrics(runs.find(runs.ROOT, name).folder, self.offset)
         if lines and self.history.steps and lines[0]["step"] <= 1:  # a resumed run cut its file: all lines came again
             self.history = History()
@@ -33,13 +34,6 @@ def choices() -> list[tuple[str, str]]:
     """(label, name) of every run, the one in progress first, then the newest."""
     known = sorted(runs.list_runs(), key=lambda run: not run.alive)
     return [(f"{run.name} · {run.state}", run.name) for run in known]
-
-
-def duration(seconds: float) -> str:
-    """A length of time in its two largest units."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 def progress(run: runs.Run, history: History) -> str:

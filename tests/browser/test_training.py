@@ -1,11 +1,18 @@
 """What a reader does with a run: start it, watch it, come back to it, steer it, and open what it learned."""
 
 import json
+import os
 import re
+import signal
 import zipfile
 
 import pytest
+from gradio_client import Client
 from playwright.sync_api import expect
+from running import LEFT
+from test_runs import wait_until
+
+from deepseek import process, runs
 
 SOON = 90_000  # milliseconds: a training process has to start and to read its text
 
@@ -21,7 +28,7 @@ def page(browser, training_app):
     open_tab(page)
     yield page
     page.close()
-    assert not complaints
+    assert [complaint for complaint in complaints if not complaint.startswith(LEFT)] == []
 
 
 def open_tab(page):
@@ -31,11 +38,12 @@ def open_tab(page):
 
 
 def open_form(page):
-    """Opens the form, which is closed where there are runs; that they are shown tells that it has been."""
+    """Opens the form, which lies open only where there is no run; that one or none is shown tells that the page knows."""
     none, run = page.locator("#no-run:visible"), page.locator("#progress .rail:visible")
     expect(none.or_(run)).to_be_visible()
     if run.count():
         page.get_by_role("button", name="Start a run").click()
+    expect(labelled(page, "name")).to_be_visible()
 
 
 def labelled(page, label):
@@ -50,8 +58,8 @@ def fill(page, label, value):
 def start(page, name, steps, every=20):
     """A small run of the built-in text; the form must be open."""
     fill(page, "name", name)
-    labelled(page, "size").click()
-    page.get_by_role("option", name="tiny").click()
+    fill(page, "size", "tiny")
+    labelled(page, "size").press("Enter")
     expect(labelled(page, "learning rate (lr)")).to_have_value("0.002")
     for label, value in (("steps", steps), ("batch size", 4), ("context", 32)):
         fill(page, label, value)
@@ -83,7 +91,8 @@ def losses(folder):
 def test_a_run_is_watched_left_found_again_stopped_and_opened(page, training_app):
     _, root = training_app
     expect(page.locator("#no-run")).to_be_visible()
-    assert page.locator(".js-plotly-plot:visible").count() == 0
+    assert page.locator("#loss .js-plotly-plot:visible").count() == 0
+    expect(page.locator(".js-plotly-plot:visible")).to_have_count(2)  # the example
     start(page, "first", 50_000)
     until_step(page, 60)
     steps, values = curve(page)
@@ -95,6 +104,13 @@ def test_a_run_is_watched_left_found_again_stopped_and_opened(page, training_app
     again, _ = curve(page)
     assert again[0] == 1 and again == list(range(1, again[-1] + 1))
     expect(page.locator("#probe .js-plotly-plot")).to_be_visible()
+    probed = "JSON.stringify(document.querySelector('#probe .js-plotly-plot').data[0].z)"
+    newest, slider = page.evaluate(probed), page.locator("#probe-at input[type=range]")
+    slider.press("Home")
+    expect(page.get_by_text("Checkpoint 0: step 0")).to_be_visible()
+    page.wait_for_function(f"was => {probed} != was", arg=newest)
+    until_step(page, again[-1] + 40)  # checkpoints come, and the reader's place stays
+    assert slider.input_value() == "0" and page.get_by_text("Checkpoint 0: step 0").is_visible()
     expect(page.locator("#samples textarea")).to_have_value(re.compile("step 20(?s:.*)Once upon a time"))
     page.get_by_role("button", name="Stop and keep").click()
     expect(page.locator("#progress")).to_contain_text("stopped")
@@ -125,6 +141,15 @@ def test_a_run_is_paused_resumed_downloaded_laid_over_and_deleted(page, training
     assert max(losses(root / "second")) == halted
     page.get_by_role("button", name="Resume", exact=True).click()
     until_step(page, halted + 10)
+    page.get_by_role("button", name="Open in the Playground").click()
+    expect(page.locator("#which")).to_contain_text("deepseek_checkpoints/second/step-")
+    opened = root.parent / page.locator("#which code").inner_text()
+    page.get_by_role("button", name="Generate", exact=True).click()
+    expect(page.locator("#stats")).to_contain_text("ended by")
+    open_tab(page)
+    expect(page.locator("#progress")).to_contain_text("running")
+    until_step(page, int(opened.name[5:]) + 80)
+    assert opened.is_dir(), "three commits later it is still there"
     labelled(page, "lay over it").click()
     page.get_by_role("option", name=re.compile("first")).click()
     names = "document.querySelector('#loss .js-plotly-plot').data.map(trace => trace.name).join()"
@@ -154,5 +179,60 @@ def test_a_wrong_setting_and_a_bad_file_are_told(page, training_app, tmp_path):
     page.locator("input[type=file]").first.set_input_files(bad)
     expect(page.get_by_text("bad").first).to_be_visible()
     page.get_by_role("button", name="Start", exact=True).click()
-    expect(page.get_by_label("what went wrong")).to_have_value(re.compile("bad.txt.*UTF-8"), timeout=SOON)
-    assert (root / "third" / "data" / "bad.txt").read_bytes() == bad.read_bytes()
+    expect(page.get_by_text(re.compile("bad.txt.*UTF-8")).first).to_be_visible()
+    assert not (root / "third").exists()
+
+
+def test_a_run_is_looked_at_once_a_second_while_its_tab_is_and_not_else(page, training_app):
+    asked = []
+    page.on("request", lambda request: asked.append(request.url) if request.method == "POST" else None)
+    open_form(page)
+    start(page, "fourth", 50_000, every=1000)
+    expect(page.locator("#progress")).to_contain_text("getting ready")
+    until_step(page, 20)
+    asked.clear()
+    page.wait_for_timeout(5000)
+    assert 1 <= len(asked) <= 6
+    page.evaluate("Object.defineProperty(document, 'hidden', {configurable: true, get: () => true})")
+    page.wait_for_timeout(1500)  # for what was asked before
+    seen, _ = curve(page)
+    page.wait_for_timeout(3000)
+    assert curve(page)[0] == seen, "behind another page nothing is drawn"
+    page.evaluate("delete document.hidden")
+    until_step(page, seen[-1] + 1)
+    page.get_by_role("tab", name="Playground", exact=True).click()
+    page.wait_for_timeout(1500)
+    asked.clear()
+    page.wait_for_timeout(3000)
+    assert asked == []
+    runs.stop(training_app[1], "fourth")
+
+
+def test_a_run_outlives_the_app_and_says_how_it_was_killed(browser, start_again, tmp_path):
+    root = tmp_path / "deepseek_checkpoints"
+    url, app = start_again()
+    settings = dict(steps=50_000, context=32, batch_size=4, checkpoint_every=20)
+    client = Client(url, verbose=False, httpx_kwargs=dict(timeout=60))
+    client.predict(name="mine", **settings, api_name="/train_start")
+    wait_until(lambda: runs.find(root, "mine").step >= 30)
+    app.kill()
+    app.wait()
+    wait_until(lambda: runs.find(root, "mine").step >= 60)
+    url, _ = start_again()
+    page = browser.new_page()
+    page.goto(url)
+    open_tab(page)
+    expect(page.locator("#progress")).to_contain_text("running")
+    until_step(page, 60)
+    steps, _ = curve(page)
+    assert steps == list(range(1, steps[-1] + 1))
+    os.kill(process.read(root / "mine" / process.FILE)["pid"], signal.SIGKILL)
+    trouble = re.compile(r"was killed: its process was killed or crashed. Its last good checkpoint is step-\d+: resume")
+    expect(page.get_by_label("what went wrong")).to_have_value(trouble)
+    page.get_by_role("button", name="Resume", exact=True).click()
+    expect(page.locator("#progress")).to_contain_text("running")
+    until_step(page, max(losses(root / "mine")) + 1)
+    page.get_by_role("button", name="Stop and keep").click()
+    expect(page.locator("#progress")).to_contain_text("stopped")
+    page.close()
+    wait_until(lambda: process.activity(process.read(root / "mine" / process.FILE)) is None)

@@ -1,0 +1,156 @@
+"""The page for everybody: contrast and labels by axe, the keyboard alone, a phone's width, and a first visit."""
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect
+from test_page import open_tab, settle, texts
+
+TABS = [
+    ["Playground"],
+    ["Experts", "This text"],
+    ["Experts", "Longer"],
+    ["Experts", "Kinds"],
+    ["Attention"],
+    ["Layers"],
+    ["Intervene"],
+    ["Compare"],
+    ["Train"],
+    ["Model"],
+]
+# Only what a reader of the page is kept from; "target-size", 24 pixels for a finger, is off in axe unless asked for.
+RULES = {"resultTypes": ["violations"], "rules": {"target-size": {"enabled": True}}}
+
+# Texts that reach beyond the window and cannot be scrolled to.
+CUT = """() => [...document.querySelectorAll('body *')].filter(e => {
+  const text = [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()), box = e.getBoundingClientRect();
+  if (!text || !e.checkVisibility({visibilityProperty: true}) || !box.width || box.right <= innerWidth + 1) return false;
+  if (e.closest('.tab-wrapper')) return false;  // on a phone the tabs that do not fit are in a menu as well
+  for (let up = e; up; up = up.parentElement) if (/auto|scroll/.test(getComputedStyle(up).overflowX)) return false;
+  return true;
+}).map(e => e.textContent.trim().slice(0, 60))"""
+
+# Everything to press or fill in that has not had the focus since the page was opened; of radios the arrow keys do the rest.
+UNREACHED = """() => [...document.querySelectorAll('button, a[href], input, select, textarea, [tabindex="0"]')].filter(e => {
+  const group = e.type === 'radio' && [...document.getElementsByName(e.name)].some(one => reached.has(one));
+  const box = e.getBoundingClientRect();
+  return e.checkVisibility({visibilityProperty: true, opacityProperty: true}) && box.width > 1 && !e.disabled
+    && e.tabIndex >= 0 && !group && !reached.has(e);
+}).map(e => e.outerHTML.slice(0, 160))"""
+
+
+def findings(page) -> list[str]:
+    """What axe calls serious or critical, with the elements."""
+    found = Axe().run(page, context={"exclude": [[".pending"]]}, options=RULES).response["violations"]
+    serious = [one for one in found if one["impact"] in ("serious", "critical")]
+    return [f"{one['id']}: {node['html'][:160]} {node['failureSummary']}" for one in serious for node in one["nodes"]]
+
+
+def show(page, tab, open=open_tab):
+    """Opens a tab and waits for what it shows."""
+    for name in tab:
+        open(page, name)
+    if tab == ["Intervene"]:
+        expect(page.locator("#loss-change .xtick")).to_have_count(5)  # it is drawn layer by layer
+    empty = """[...document.querySelectorAll('[aria-label="Empty value"]')].some(one => one.checkVisibility())"""
+    page.wait_for_function(f"!{empty}")  # every figure has been drawn
+    page.wait_for_timeout(300)  # what is being made anew is pale for a moment
+    moving = "document.getAnimations().some(one => one.transitionProperty)"
+    page.wait_for_function(f"!document.querySelector('.pending') && !{moving}")
+
+
+@pytest.fixture(params=[(1280, "light"), (375, "dark")], ids=["wide and light", "phone and dark"])
+def page(browser, app_url, request):
+    width, theme = request.param
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.goto(f"{app_url}/?__theme={theme}")
+    expect(page.locator("#strip .token").first).to_be_visible()
+    yield page
+    page.close()
+
+
+def test_axe_finds_nothing_serious_and_nothing_is_cut(page):
+    found = {}
+    for tab in TABS:
+        show(page, tab)
+        found[" ".join(tab)] = findings(page) + [f"cut: {text}" for text in page.evaluate(CUT)]
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), tab
+    open_tab(page, "Playground")
+    for name in ("dynamic temperature", "penalties", "order and scope", "keep and share", "candidates: click one"):
+        page.get_by_text(name).locator("visible=true").first.click()
+    page.wait_for_timeout(400)
+    found["Playground, unfolded"] = findings(page) + [f"cut: {text}" for text in page.evaluate(CUT)]
+    assert not {tab: complaints for tab, complaints in found.items() if complaints}
+
+
+@pytest.fixture
+def keyboard(browser, app_url):
+    """The page for a reader without a mouse; `reached` holds what had the focus."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.add_init_script("window.reached = new Set(); addEventListener('focusin', e => reached.add(e.target))")
+    page.goto(app_url)
+    expect(page.locator("#strip .token").first).to_be_visible()
+    yield page
+    page.close()
+
+
+def press(page, locator, key="Enter"):
+    locator.focus()
+    page.keyboard.press(key)
+
+
+def test_the_tab_key_reaches_everything_and_shows_where_it_is(keyboard):
+    page = keyboard
+    left = {}
+    for tab in TABS:
+        show(page, tab, lambda page, name: press(page, page.get_by_role("tab", name=name, exact=True)))
+        for _ in range(200):
+            page.keyboard.press("Tab")
+            here = "const e = document.activeElement, s = getComputedStyle(e);"
+            seen = (
+                "[e.tagName, s.outlineStyle !== 'none' || /INPUT|TEXTAREA/.test(e.tagName), e.outerHTML.slice(0, 160)]"
+            )
+            kind, outlined, code = page.evaluate(f"() => {{ {here} return {seen} }}")
+            if kind == "BODY":
+                break
+            assert outlined, code
+        left[" ".join(tab)] = page.evaluate(UNREACHED)
+    assert not {tab: elements for tab, elements in left.items() if elements}
+
+
+def test_the_keyboard_alone_does_what_the_mouse_does(keyboard):
+    page = keyboard
+    before = texts(page, "strip")
+    strip = page.locator("#strip .tokens")
+    strip.focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    expect(page.locator("#token-heading")).to_contain_text("Token 3")
+    page.keyboard.press("End")
+    expect(page.locator("#strip .detail")).to_contain_text(f"token {len(before)} ")
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#token-heading")).to_contain_text("Token 2")
+    press(page, page.get_by_role("button", name="candidates: click one"))
+    other = page.locator("#candidates tbody button:not([disabled])").first
+    wanted = other.text_content()
+    press(page, other)
+    expect(page.locator("#stats")).to_contain_text("branched at token 2")
+    settle(page)
+    assert texts(page, "strip")[1].replace(" ", "·") == wanted
+    slider = page.get_by_label("range slider for temperature", exact=True).locator("visible=true")
+    press(page, slider, "ArrowRight")
+    expect(slider).to_have_value("0.85")
+    with page.expect_download() as download:
+        press(page, page.locator("#csv-funnel"), "Space")
+    assert download.value.suggested_filename == "funnel.csv"
+    press(page, page.get_by_role("button", name="Generate", exact=True))
+    expect(page.locator("#stats")).not_to_contain_text("branched")
+    settle(page)
+
+
+def test_every_panel_says_in_a_line_what_it_is(keyboard):
+    for tab in TABS:
+        show(keyboard, tab)
+        line = keyboard.locator("[role=tabpanel]:visible .prose p:visible").last.text_content()
+        first = keyboard.locator("[role=tabpanel]:visible .prose p:visible").first.text_content()
+        assert line and 20 < len(first) < 180, (tab, first)
