@@ -65,13 +65,13 @@ def rows(layer: torch.nn.Linear, order: torch.Tensor) -> torch.nn.Linear:
 
 
 class GLU:
-    """down(silu(gate x) * up x)."""
+    """down(silu(gate x) * up x); of stacked weights that of E networks, the rows of each ending at `ends_E`."""
 
     def __init__(self, weights: str, gate_up, down):
         self.gate_up, self.down = Product(weights, *gate_up), Product(weights, down)
 
-    def __call__(self, x_RD, threads: int):
-        return self.down(kernels.gated(self.gate_up(x_RD, threads)), threads)
+    def __call__(self, x_RD, threads: int, ends_E=None):
+        return self.down(kernels.gated(self.gate_up(x_RD, threads, ends_E)), threads, ends_E)
 
 
 class Mixture:
@@ -82,19 +82,20 @@ class Mixture:
         self.chosen, self.scaling = config.num_experts_per_tok, config.routed_scaling_factor
         self.router = Product("model", module.gate.weight.float())
         self.bias_E = module.gate.e_score_correction_bias.float().numpy()
+        self.numbers = np.arange(len(self.bias_E))
         self.shared = glu(module.shared_experts, weights)
-        pairs = zip(module.experts.gate_up_proj.unbind(), module.experts.down_proj.unbind())
-        self.experts = [GLU(weights, [gate_up], down) for gate_up, down in pairs]
+        self.experts = GLU(weights, [module.experts.gate_up_proj], module.experts.down_proj)
 
     def __call__(self, x_RD, more_RE, threads: int):
         """(output (R, D), experts (R, K), their weights (R, K)); `more_RE` is added to the bias that chooses."""
         logits_RE = self.router(x_RD, threads)
         bias_RE = np.zeros_like(logits_RE) + self.bias_E + more_RE
         indices_RK, weights_RK = kernels.route(logits_RE, bias_RE, self.chosen, self.scaling)
+        order_A = indices_RK.argsort(axis=None, kind="stable")  # the assignments, sorted by expert
+        ends_E = indices_RK.ravel()[order_A].searchsorted(self.numbers, "right")
+        y_AD = self.experts(x_RD[order_A // self.chosen], threads, ends_E)
         y_RD = self.shared(x_RD, threads)
-        for expert in np.unique(indices_RK):  # in order, so that a text's sum does not depend on the others
-            r, k = np.nonzero(indices_RK == expert)
-            y_RD[r] += weights_RK[r, k, None] * self.experts[expert](x_RD[r], threads)
+        kernels.combine(y_AD, order_A, weights_RK, y_RD)
         return y_RD, indices_RK, weights_RK
 
 
@@ -154,6 +155,7 @@ class Decoder:
         expert off for a text, inf forces it.
         """
         threads = torch.get_num_threads()
+        kernels.share(threads)
         positions = torch.tensor([cache.get_seq_length() for cache in caches])
         cos_RJ, sin_RJ = (part.numpy() for part in self.rotary(positions, torch.float32))
         x_RD = self.embedding[torch.tensor(tokens)].float().numpy()

@@ -191,22 +191,18 @@ def _draw(logits_V, params, context, generator, name, record: bool, forced: int 
     """Draws the next token; returns it and the fields of TokenTrace that tell how."""
     if logits_V.max().isnan():
         raise ValueError("the model's answer is not a number; its weights are damaged.")
-    rows, names, active = [logits_V], ["raw"], [True]
-    for stage, was_active, after in apply(logits_V, params, context):
-        names.append(stage)
-        active.append(was_active)
-        rows.append(after)
-    final_V = rows[-1].softmax(-1)
-    token = _pick(final_V, generator) if forced is None else forced
-    raw_V = logits_V.softmax(-1)
+    steps = list(apply(logits_V, params, context))
+    *_, ids_N, logits_N = steps[-1]
+    raw_V, final_N = logits_V.softmax(-1), logits_N.softmax(-1)
+    token = int(ids_N[_pick(final_N, generator)]) if forced is None else forced
     stages, candidates = [], []
     if record:
-        stages, candidates = _record(rows, names, active, raw_V, final_V, token, name)
+        stages, candidates = _record(logits_V, raw_V, steps, token, name)
     return token, dict(
         probability=float(raw_V[token]),
-        sampler_probability=float(final_V[token]),
+        sampler_probability=float(final_N[ids_N == token].sum()),  # none for a forced token that was removed
         rank=int((logits_V > logits_V[token]).count_nonzero()) + 1,
-        entropy=entropy(logits_V),
+        entropy=entropy(logits_V, raw_V),
         temperature=context.temperature,
         temperature_entropy=context.entropy,
         stages=stages,
@@ -214,34 +210,39 @@ def _draw(logits_V, params, context, generator, name, record: bool, forced: int 
     )
 
 
-def _pick(probabilities_V, generator) -> int:
+def _pick(probabilities_N, generator) -> int:
     """A draw by one uniform number: where it falls on the cumulated probabilities.
 
     (torch.multinomial draws a number for each token, so that texts of one seed would share their unlikely tokens.)
     """
-    total_V = probabilities_V.cumsum(0, dtype=torch.float64)
+    total_N = probabilities_N.cumsum(0, dtype=torch.float64)
     uniform = torch.rand(1, dtype=torch.float64, generator=generator)
-    return int(torch.searchsorted(total_V, uniform * total_V[-1], right=True))
+    return int(torch.searchsorted(total_N, uniform * total_N[-1], right=True))
 
 
-def _record(rows, names, active, raw_V, final_V, token: int, name) -> tuple[list[Stage], list[Candidate]]:
-    """Stages and candidates from the logits before the first and after each stage, and from the first and last as shares."""
-    top = min(TOP, len(rows[0]))
-    ids = torch.cat([rows[-1].topk(top).indices, torch.tensor([token]), rows[0].topk(top).indices])
+def _record(logits_V, raw_V, steps, token: int, name) -> tuple[list[Stage], list[Candidate]]:
+    """Stages and candidates from what `apply` gave; `raw_V` are the shares before it."""
+    *_, ids_N, logits_N = steps[-1]
+    first = ids_N[logits_N.topk(min(TOP, len(ids_N))).indices]
+    ids = torch.cat([first, torch.tensor([token]), raw_V.topk(min(TOP, len(raw_V))).indices])
     ids = torch.tensor(list(dict.fromkeys(ids.tolist())))
-    stages, columns, logits = [], [], []
-    for before, after, stage, was_active in zip([rows[0], *rows], rows, names, active):
-        same = after is before and stages
-        shares_V = raw_V if after is rows[0] else final_V if after is rows[-1] else None
-        columns.append(columns[-1] if same else (after.softmax(-1) if shares_V is None else shares_V)[ids])
-        logits.append(logits[-1] if same else after[ids])
-        left = stages[-1].survivors if same else survivors(after)
-        stages.append(Stage(stage, was_active, not same and not torch.equal(before, after), left))
-    table = torch.stack(columns, 1).tolist()
-    gone = torch.stack(logits, 1).isneginf().tolist()
+    stages, before_N, count = [], logits_V, len(logits_V)
+    columns, there = [raw_V[ids]], [torch.ones(len(ids), dtype=torch.bool)]  # of each candidate, after each stage
+    for stage, active, ids_N, logits_N in steps:
+        changed = active and not torch.equal(before_N, logits_N)
+        if changed:
+            place = torch.searchsorted(ids_N, ids).clamp(max=len(ids_N) - 1)
+            count = survivors(logits_N)
+            there.append((ids_N[place] == ids) & ~logits_N[place].isneginf())
+            columns.append(logits_N.softmax(-1)[place] * there[-1])
+        else:
+            columns.append(columns[-1])
+            there.append(there[-1])
+        stages.append(Stage(stage, active, changed, count))
+        before_N = logits_N
     candidates = []
-    for candidate, probabilities, out in zip(ids.tolist(), table, gone):
-        removed_by = names[out.index(True)] if True in out else None
-        candidates.append(Candidate(candidate, name(candidate), probabilities, removed_by))
+    for candidate, shares, stays in zip(ids.tolist(), torch.stack(columns, 1).tolist(), torch.stack(there, 1).tolist()):
+        removed_by = None if all(stays) else stages[stays.index(False) - 1].name
+        candidates.append(Candidate(candidate, name(candidate), shares, removed_by))
     candidates.sort(key=lambda c: (-c.probabilities[-1], -c.probabilities[0]))
-    return stages[1:], candidates
+    return stages, candidates

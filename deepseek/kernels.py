@@ -5,7 +5,7 @@ anything. These loops read weights as they are stored, float32, bfloat16 (its bi
 float32. What comes out for a row depends neither on the rows beside it nor on the number of threads, to the last bit:
 every sum is taken in one order.
 
-Shape letters: R rows, one a text; N and K a matrix's rows and columns; X the width of several vectors side by side;
+Shape letters: R rows, one a text; N and K a matrix's rows and columns, E matrices; X the width of several vectors side by side;
 D hidden width, E experts, K also experts a token, F an expert's inner width; H heads, T tokens attended to, W width of
 a cache entry, C of its latent, N and V of a head's non-rotary key and value.
 """
@@ -22,7 +22,8 @@ from numba.extending import intrinsic
 # Sums may be laid out for vector registers; NaN and infinity keep their meaning.
 FAST = {"reassoc", "contract", "arcp", "nsz"}
 ENOUGH = 100_000  # multiplications from which a second thread pays
-LINE, AHEAD = 64, 8  # bytes of a cache line; rows of a matrix that are asked for before they are needed
+LANES = 16  # numbers in a vector register, two of them where the processor's are shorter
+AHEAD = 8  # rows of a matrix that are asked for before they are needed
 _gate = threading.Lock()  # Numba's threads work for one caller at a time
 
 BITS, FLOAT = ir.IntType(32), ir.FloatType()
@@ -66,22 +67,6 @@ def _power_of_two(_, exponent):
     return types.float32(types.int32), code
 
 
-@intrinsic
-def _prefetch(_, array, index):
-    """Asks for the cache line of array[index], counted over the whole array; the processor alone looks too short ahead."""
-
-    def code(context, builder, signature, arguments):
-        data = context.make_array(array)(context, builder, arguments[0]).data
-        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        address = builder.bitcast(builder.gep(data, [arguments[1]]), byte)
-        builder.call(fetch, [address, number(0), number(3), number(1)])  # to read, to keep, data
-        return context.get_dummy_value()
-
-    return types.none(array, index), code
-
-
 @numba.njit(fastmath=FAST, inline="always")
 def _exp(x):
     """e**x by Cephes' expf, which fills vector registers where the library's does not; from -87 to 88."""
@@ -97,71 +82,159 @@ def _exp(x):
     return (y * x * x + x + np.float32(1)) * _power_of_two(np.int32(whole))
 
 
-@numba.njit(fastmath=FAST, inline="always")
-def _four_rows(w_K, x_RK, r, scale, y_RN, n):
-    """One row of a matrix times four rows of x."""
-    a = b = c = d = np.float32(0)
-    for k in range(len(w_K)):
-        w = _loaded(w_K[k])
-        a += w * x_RK[r, k]
-        b += w * x_RK[r + 1, k]
-        c += w * x_RK[r + 2, k]
-        d += w * x_RK[r + 3, k]
-    y_RN[r, n], y_RN[r + 1, n], y_RN[r + 2, n], y_RN[r + 3, n] = a * scale, b * scale, c * scale, d * scale
+@intrinsic(prefer_literal=True)
+def _tile(_, w_NK, n, ns, scale_N, x_RK, r, rs, y_RN):
+    """y[r:r+rs, n:n+ns] = scale * x W^T, ns and rs literal numbers: a tile whose sums stay in registers.
+
+    Each sum is LANES wide until its end, whatever tile it stands in. The arrays lie in rows without gaps.
+    """
+    arrays = (w_NK, scale_N, x_RK, y_RN)
+    if any(array.layout != "C" for array in arrays):
+        raise numba.TypingError("the arrays of a product must lie in rows without gaps.")
+
+    def code(context, builder, signature, arguments):
+        w, scale, x, y = (context.make_array(t)(context, builder, arguments[i]) for t, i in zip(arrays, (0, 3, 4, 7)))
+        first, row = arguments[1], arguments[5]
+        size = first.type
+        width, outputs = cgutils.unpack_tuple(builder, x.shape)[1], cgutils.unpack_tuple(builder, y.shape)[1]
+
+        byte, number = ir.PointerType(ir.IntType(8)), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+
+        def fetch(pointer):
+            builder.call(
+                prefetch, [builder.bitcast(pointer, byte), number(0), number(3), number(1)]
+            )  # to read, to keep, data
+
+        def at(array, place):
+            return builder.gep(array.data, [place])
+
+        def rows_of(array, first, count):
+            return [at(array, builder.mul(builder.add(first, size(i)), width)) for i in range(count)]
+
+        def loaded(pointer, k, kind, lanes):
+            """`lanes` numbers from the k-th on, as float32."""
+            stored = {types.uint16: 16, types.int8: 8}.get(kind)
+            number = ir.IntType(stored) if stored else FLOAT
+            wide, real = (
+                (ir.IntType(32), FLOAT) if lanes == 1 else (ir.VectorType(BITS, lanes), ir.VectorType(FLOAT, lanes))
+            )
+            from_type = number if lanes == 1 else ir.VectorType(number, lanes)
+            place = builder.bitcast(builder.gep(pointer, [k]), from_type.as_pointer())
+            value = builder.load(place, align=max(1, (stored or 32) // 8))
+            if kind == types.uint16:
+                half = ir.Constant(wide, 16 if lanes == 1 else [16] * lanes)
+                return builder.bitcast(builder.shl(builder.zext(value, wide), half), real)
+            return builder.sitofp(builder.sext(value, wide), real) if kind == types.int8 else value
+
+        w_rows, x_rows = rows_of(w, first, ns.literal_value), rows_of(x, row, rs.literal_value)
+        vector = ir.VectorType(FLOAT, LANES)
+        places = [(i, j) for i in range(len(w_rows)) for j in range(len(x_rows))]
+        sums = {place: cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * LANES)) for place in places}
+        whole = builder.and_(width, size(-LANES))
+
+        def add(totals, k, lanes):
+            """Adds the products of `lanes` columns from the k-th on."""
+            ws = [loaded(pointer, k, w_NK.dtype, lanes) for pointer in w_rows]
+            xs = [loaded(pointer, k, x_RK.dtype, lanes) for pointer in x_rows]
+            for i, j in places:
+                product = builder.fmul(ws[i], xs[j], flags=("contract",))
+                builder.store(builder.fadd(builder.load(totals[i, j]), product, flags=("contract",)), totals[i, j])
+
+        with cgutils.for_range_slice(builder, size(0), whole, size(LANES), size) as (k, _):
+            for pointer in w_rows:  # the processor alone looks too short ahead; what lies beyond the end does no harm
+                fetch(builder.gep(pointer, [builder.add(k, builder.mul(width, size(AHEAD)))]))
+            add(sums, k, LANES)
+        totals = {}
+        for place, total in sums.items():
+            lanes, value = LANES, builder.load(total)
+            while lanes > 1:
+                lanes //= 2
+                low, high = (
+                    builder.shuffle_vector(
+                        value, value, ir.Constant(ir.VectorType(BITS, lanes), [*range(at, at + lanes)])
+                    )
+                    for at in (0, lanes)
+                )
+                value = builder.fadd(low, high)
+            totals[place] = cgutils.alloca_once_value(builder, builder.extract_element(value, BITS(0)))
+        with cgutils.for_range_slice(builder, whole, width, size(1), size) as (k, _):
+            add(totals, k, 1)
+        for (i, j), total in totals.items():
+            n, r = builder.add(first, size(i)), builder.add(row, size(j))
+            value = builder.fmul(builder.load(total), builder.load(at(scale, n)))
+            builder.store(value, at(y, builder.add(builder.mul(r, outputs), n)))
+        return context.get_dummy_value()
+
+    return types.none(w_NK, types.intp, ns, scale_N, x_RK, types.intp, rs, y_RN), code
 
 
-@numba.njit(fastmath=FAST, inline="always")
-def _one_row(w_NK, n, x_RK, r, scale_N, y_RN):
-    """Four rows of a matrix, from n on, times one row of x: the same four sums side by side, in the same order."""
-    a = b = c = d = np.float32(0)
-    for k in range(w_NK.shape[1]):
-        x = x_RK[r, k]
-        a += _loaded(w_NK[n, k]) * x
-        b += _loaded(w_NK[n + 1, k]) * x
-        c += _loaded(w_NK[n + 2, k]) * x
-        d += _loaded(w_NK[n + 3, k]) * x
-    y_RN[r, n], y_RN[r, n + 1] = a * scale_N[n], b * scale_N[n + 1]
-    y_RN[r, n + 2], y_RN[r, n + 3] = c * scale_N[n + 2], d * scale_N[n + 3]
-
-
-@numba.njit(fastmath=FAST, nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True)
 def _product(w_NK, scale_N, x_RK, y_RN, first, last):
-    """Columns first to last - 1 of y; `first` is a multiple of four."""
-    rows, fours, whole = len(x_RK), len(x_RK) // 4 * 4, last // 4 * 4
-    width, line = w_NK.shape[1], LINE // w_NK.itemsize
-    for n in range(first, whole, 4):
-        for number in range(min((n + AHEAD) * width, w_NK.size), min((n + AHEAD + 4) * width, w_NK.size), line):
-            _prefetch(w_NK, number)
-        for r in range(0, fours, 4):
-            for i in range(n, n + 4):
-                _four_rows(w_NK[i], x_RK, r, scale_N[i], y_RN, i)
-        for r in range(fours, rows):
-            _one_row(w_NK, n, x_RK, r, scale_N, y_RN)
-    for n in range(whole, last):
-        for r in range(rows):
-            total = np.float32(0)
-            for k in range(width):
-                total += _loaded(w_NK[n, k]) * x_RK[r, k]
-            y_RN[r, n] = total * scale_N[n]
+    """Columns first to last - 1 of y."""
+    rows = len(x_RK)
+    for r in range(0, rows, 8):
+        left = rows - r
+        if left >= 5:
+            for n in range(first, last - 1, 2):
+                if left >= 8:
+                    _tile(w_NK, n, 2, scale_N, x_RK, r, 8, y_RN)
+                elif left == 7:
+                    _tile(w_NK, n, 2, scale_N, x_RK, r, 7, y_RN)
+                elif left == 6:
+                    _tile(w_NK, n, 2, scale_N, x_RK, r, 6, y_RN)
+                else:
+                    _tile(w_NK, n, 2, scale_N, x_RK, r, 5, y_RN)
+            done = first + (last - first) // 2 * 2
+        else:
+            for n in range(first, last - 3, 4):
+                if left == 4:
+                    _tile(w_NK, n, 4, scale_N, x_RK, r, 4, y_RN)
+                elif left == 3:
+                    _tile(w_NK, n, 4, scale_N, x_RK, r, 3, y_RN)
+                elif left == 2:
+                    _tile(w_NK, n, 4, scale_N, x_RK, r, 2, y_RN)
+                else:
+                    _tile(w_NK, n, 4, scale_N, x_RK, r, 1, y_RN)
+            done = first + (last - first) // 4 * 4
+        for n in range(done, last):
+            for i in range(r, min(rows, r + 8)):
+                _tile(w_NK, n, 1, scale_N, x_RK, i, 1, y_RN)
+
+
+@numba.njit(nogil=True, cache=True)
+def _products(w_ENK, scale_EN, x_RK, ends_E, y_RN, part, parts):
+    """The part-th of `parts` shares of the columns of y; the rows of x of each matrix follow those of the one before."""
+    columns, start = w_ENK.shape[1], 0
+    fours = (columns + 3) // 4
+    first, last = fours * part // parts * 4, min(columns, fours * (part + 1) // parts * 4)
+    for e in range(len(ends_E)):
+        end = ends_E[e]
+        if end > start:
+            _product(w_ENK[e], scale_EN[e], x_RK[start:end], y_RN[start:end], first, last)
+        start = end
 
 
 @numba.njit(nogil=True, cache=True, parallel=True)
-def _parallel_product(w_NK, scale_N, x_RK, y_RN, parts):
-    fours = (len(w_NK) + 3) // 4
+def _parallel_products(w_ENK, scale_EN, x_RK, ends_E, y_RN, parts):
     for part in prange(parts):
-        last = min(len(w_NK), fours * (part + 1) // parts * 4)
-        _product(w_NK, scale_N, x_RK, y_RN, fours * part // parts * 4, last)
+        _products(w_ENK, scale_EN, x_RK, ends_E, y_RN, part, parts)
 
 
-def product(w_NK, scale_N, x_RK, threads: int):
-    """(scale W) x for every row of x: (R, N)."""
-    y_RN = np.empty((len(x_RK), len(w_NK)), np.float32)
-    if threads > 1 and w_NK.size * len(x_RK) >= ENOUGH:
+def share(threads: int) -> None:
+    """As many of Numba's threads as are asked for take part in what this thread calls from now on."""
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+
+
+def product(w_ENK, scale_EN, x_RK, ends_E, threads: int):
+    """(scale W) x for every row of x, with matrix e for those before row ends_E[e] that no matrix before it has: (R, N)."""
+    y_RN = np.empty((len(x_RK), w_ENK.shape[1]), np.float32)
+    if threads > 1 and w_ENK[0].size * len(x_RK) >= ENOUGH:
         with _gate:
-            numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-            _parallel_product(w_NK, scale_N, x_RK, y_RN, threads)
+            _parallel_products(w_ENK, scale_EN, x_RK, ends_E, y_RN, threads)
     else:
-        _product(w_NK, scale_N, x_RK, y_RN, 0, len(w_NK))
+        _products(w_ENK, scale_EN, x_RK, ends_E, y_RN, 0, 1)
     return y_RN
 
 
@@ -214,6 +287,15 @@ def route(logits_RE, bias_RE, chosen, scaling):
             rank_E[best] = -np.inf
         weights_RK[r] *= np.float32(scaling) / total
     return indices_RK, weights_RK
+
+
+@numba.njit(nogil=True, cache=True)
+def combine(y_AD, order_A, weights_RK, y_RD):
+    """Adds to every row the outputs of its experts, times their weights; order_A tells the assignment of each output."""
+    for a in range(len(order_A)):
+        r, k = divmod(order_A[a], weights_RK.shape[1])
+        for d in range(y_RD.shape[1]):
+            y_RD[r, d] += weights_RK[r, k] * y_AD[a, d]
 
 
 @numba.njit(fastmath=FAST, inline="always")
@@ -298,7 +380,6 @@ def attend(query_X, compressed_X, latent_at, norm_C, eps, cos_J, sin_J, up_key_H
     heads, latent, _ = up_key_HCN.shape
     if threads > 1 and 2 * heads * latent * (len(entries_TW) + 64) >= ENOUGH:
         with _gate:
-            numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
             _parallel_heads(query_X, cos_J, sin_J, up_key_HCN, up_value_HVC, scale, entries_TW, y_X, threads)
     else:
         _heads(query_X, cos_J, sin_J, up_key_HCN, up_value_HVC, scale, entries_TW, y_X, 0, heads)

@@ -11,18 +11,20 @@ WEIGHTS = ("model", "bf16", "int8")  # "model": as the model holds them
 class Product:
     """Rows times matrices that meet the same input: x (R, in) to x [W1; W2; ...]^T (R, out), both float32 in NumPy.
 
-    Numbers that bfloat16 holds exactly are kept as such. int8 keeps a scale a row: W is about round(W / scale) * scale
-    with scale = max |row| / 127 (LLM.int8(), section 2).
+    One tensor (E, out, in) is E matrices for different rows: those of matrix e end before row ends_E[e]. Numbers that
+    bfloat16 holds exactly are kept as such. int8 keeps a scale a row: W is about round(W / scale) * scale with
+    scale = max |row| / 127 (LLM.int8(), section 2).
     """
 
     def __init__(self, weights: str, *layers):
         matrices = [layer.weight if isinstance(layer, torch.nn.Linear) else layer for layer in layers]
         matrix = matrices[0] if len(matrices) == 1 else torch.cat(matrices)
-        scale = torch.ones(len(matrix))
+        matrix = matrix if matrix.dim() == 3 else matrix[None]
+        scale = torch.ones(matrix.shape[:2])
         if weights == "int8":
             rows = matrix.float()
-            scale = rows.abs().amax(1).clamp(min=1e-12) / 127
-            matrix = (rows / scale[:, None]).round().to(torch.int8)
+            scale = rows.abs().amax(2).clamp(min=1e-12) / 127
+            matrix = (rows / scale[..., None]).round().to(torch.int8)
         elif weights == "bf16":
             matrix = matrix.bfloat16()
         self.matrix, self.scale = numbers(matrix), scale.numpy()
@@ -32,8 +34,9 @@ class Product:
             parts = [torch.zeros(len(m)) if b is None else b.float() for m, b in zip(matrices, biases)]
             self.bias = torch.cat(parts).numpy()
 
-    def __call__(self, x_RK: np.ndarray, threads: int) -> np.ndarray:
-        y_RN = kernels.product(self.matrix, self.scale, x_RK, threads)
+    def __call__(self, x_RK: np.ndarray, threads: int, ends_E: np.ndarray | None = None) -> np.ndarray:
+        ends_E = np.array([len(x_RK)]) if ends_E is None else ends_E
+        y_RN = kernels.product(self.matrix, self.scale, x_RK, ends_E, threads)
         return y_RN if self.bias is None else y_RN + self.bias
 
 

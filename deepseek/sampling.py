@@ -1,12 +1,14 @@
 """Sampling settings and the ordered stages that apply them to one row of logits.
 
-A stage is a function (logits_V, context) -> logits_V; a removed candidate has logit -inf. transformers' own processors
-are used where they exist. The definitions follow CTRL (repetition), OpenAI's API (presence, frequency), Holtzman et
-al. 2020 (top-p), Fan et al. 2018 (top-k), Nguyen et al. 2024 (min-p) and llama.cpp (dynamic temperature, second order).
+A stage is a function (logits, params, context) -> logits of the candidates that are left; one that it removes gets -inf.
+transformers' own processors are used where they exist. The definitions follow CTRL (repetition), OpenAI's API (presence,
+frequency), Holtzman et al. 2020 (top-p), Fan et al. 2018 (top-k), Nguyen et al. 2024 (min-p) and llama.cpp (dynamic
+temperature, second order).
 """
 
 import math
 from dataclasses import dataclass, fields
+from functools import cache
 
 import torch
 from transformers import (
@@ -24,6 +26,7 @@ ORDERS = {
         "repetition", "n-gram", "presence and frequency", "top-k", "top-p", "min-p", "temperature",
     ),
 }  # fmt: skip
+PENALTIES = ("repetition", "n-gram", "presence and frequency")  # look at the whole vocabulary, so both orders begin so
 SCOPES = ("all", "output")  # prompt and output, or output only
 LONGEST_STOP = 200  # characters of a stop string
 COLDEST = 0.01  # the lowest temperature that divides; 0 is greedy
@@ -181,10 +184,11 @@ def dynamic_temperature(entropy: float, count: int, params) -> float:
     return low + (high - low) * share**params.temperature_exponent
 
 
-def entropy(logits_V) -> float:
-    """Entropy of softmax(logits) in nats, never below 0; removed candidates count nothing."""
-    logs_V = logits_V.log_softmax(-1)
-    return max(0.0, -float((logs_V.exp() * logs_V.clamp(min=-1e4)).sum()))  # 0 times -inf is to be 0
+def entropy(logits_V, shares_V=None) -> float:
+    """Entropy of softmax(logits), which `shares_V` may give, in nats, never below 0; removed candidates count nothing."""
+    shares_V = logits_V.softmax(-1) if shares_V is None else shares_V
+    below_V = (logits_V - logits_V.max()).clamp(min=-1e4)  # 0 times -inf is to be 0
+    return max(0.0, -float(shares_V.max().log() + shares_V @ below_V))
 
 
 def survivors(logits_V) -> int:
@@ -227,17 +231,26 @@ STAGES = {
 }
 
 
-def apply(logits_V: torch.Tensor, params: SamplingParams, context: Context):
-    """Runs the stages in the order in force; yields (name, active, logits_V after it) for each.
+all_ids = cache(torch.arange)
 
-    A stage that would leave no candidate at all is passed over for this token and counts as not active.
+
+def apply(logits_V: torch.Tensor, params: SamplingParams, context: Context):
+    """Runs the stages in the order in force; yields (name, active, ids_N, logits_N) for each.
+
+    Those are the candidates left after it, in the order of their ids; only what the penalties removed stays among them,
+    as -inf. A stage that would leave no candidate at all is passed over for this token and counts as not active.
     """
     context.temperature, context.entropy = 1.0, None
+    ids_N, logits_N = all_ids(len(logits_V)), logits_V
     for name in ORDERS[params.order]:
         wanted, stage = STAGES[name]
         active = wanted(params)
         if active:
-            after = stage(logits_V, params, context)
-            active = float(after.max()) > -math.inf
-            logits_V = after if active else logits_V
-        yield name, active, logits_V
+            after = stage(logits_N, params, context)
+            left = survivors(after)
+            active = left > 0
+            if active and name not in PENALTIES and left < len(after):
+                kept = (after > -math.inf).nonzero()[:, 0]
+                ids_N, after = ids_N[kept], after[kept]
+            logits_N = after if active else logits_N
+        yield name, active, ids_N, logits_N

@@ -228,8 +228,8 @@ def test_sampler_probability_is_that_of_the_settings(any_model, tokenizer):
     logits = full_pass(any_model, tokenizer, tokens).logits[0]
     for place, token in enumerate(tokens):
         context = Context(tokenizer(PROMPT)["input_ids"], ids_of(tokens[:place]))
-        *_, (_, _, before), (name, _, final) = apply(logits[token.position - 1], params, context)
-        assert token.sampler_probability == pytest.approx(float(final.softmax(-1)[token.id]), abs=1e-4)
+        *_, (*_, before), (name, _, ids, final) = apply(logits[token.position - 1], params, context)
+        assert token.sampler_probability == pytest.approx(float(final.softmax(-1)[ids == token.id]), abs=1e-4)
         assert token.temperature == pytest.approx(context.temperature, abs=1e-4)
         left = before.softmax(-1)[before.isfinite()]
         assert name == "temperature" and len(left) == token.stages[-2].survivors

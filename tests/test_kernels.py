@@ -17,7 +17,7 @@ def product(kind, rows, columns, texts, seed=0):
     x = torch.empty(texts, columns).normal_(generator=generator).numpy()
     if kind == "int8":
         made = Product("int8", weight)
-        return made, made.matrix.astype(np.float64) * made.scale[:, None], x
+        return made, made.matrix[0].astype(np.float64) * made.scale[0][:, None], x
     weight = weight.bfloat16().float() if kind == "bfloat16" else weight
     made = Product("model", weight)
     assert made.matrix.dtype == (np.uint16 if kind == "bfloat16" else np.float32)
@@ -29,6 +29,14 @@ def product(kind, rows, columns, texts, seed=0):
 def test_a_product_is_the_product(kind, rows, columns, texts):
     made, matrix, x = product(kind, rows, columns, texts)
     assert np.abs(made(x, threads=1) - x @ matrix.T).max() < 1e-4
+
+
+def test_rows_may_have_matrices_of_their_own():
+    weight, x = torch.randn(4, 10, 24), np.random.randn(7, 24).astype(np.float32)
+    ends = np.array([2, 2, 6, 7])  # the second has no rows
+    found = Product("model", weight)(x, 1, ends)
+    for matrix, start, end in zip(weight.numpy(), [0, 2, 2, 6], ends):
+        assert np.abs(found[start:end] - x[start:end] @ matrix.T).max(initial=0) < 1e-4
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -43,7 +51,7 @@ def test_a_row_is_the_same_to_the_last_bit_in_any_company_and_on_any_number_of_t
 def test_int8_keeps_every_row_within_half_a_step():
     weight = torch.randn(300, 128)
     made, step = Product("int8", weight), weight.abs().amax(1) / 127
-    restored = torch.from_numpy(made.matrix) * torch.from_numpy(made.scale)[:, None]
+    restored = torch.from_numpy(made.matrix[0]) * torch.from_numpy(made.scale[0])[:, None]
     assert ((restored - weight).abs() <= step[:, None] * 0.5001).all()
 
 

@@ -9,17 +9,24 @@ import pytest
 import torch
 import transformers
 
-from deepseek.sampling import LIMITS, ORDERS, Context, SamplingParams, apply
+from deepseek.sampling import LIMITS, ORDERS, PENALTIES, Context, SamplingParams, apply
 
 NUMBERS = [name for name, (kind, *_) in LIMITS.items() if kind in (int, float)]
 CHOICES = ["order", "repetition_scope", "penalty_scope"]
 
 
 def run(logits_V, params, prompt=(), output=()):
-    """Logits after the last stage, the stages in their order with whether they were active, and the context."""
+    """Logits after the last stage, -inf for what is gone; stages in order with whether they were active; the context."""
     context = Context(list(prompt), list(output))
     steps = list(apply(logits_V, params, context))
-    return steps[-1][2], {name: active for name, active, _ in steps}, context
+    *_, ids_N, logits_N = steps[-1]
+    assert ids_N.tolist() == sorted(set(ids_N.tolist()))
+    left_V = torch.full_like(logits_V, -math.inf).index_copy(0, ids_N, logits_N)
+    return left_V, {name: active for name, active, *_ in steps}, context
+
+
+def test_the_stages_that_look_at_the_whole_vocabulary_come_first():
+    assert all(order[: len(PENALTIES)] == PENALTIES for order in ORDERS.values())
 
 
 def random_logits(seed, vocabulary=60, scale=4.0):
