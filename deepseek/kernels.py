@@ -29,15 +29,21 @@ _gate = threading.Lock()  # Numba's threads work for one caller at a time
 BITS, FLOAT = ir.IntType(32), ir.FloatType()
 
 
+def _as_float(builder, value, kind, lanes: int | None = None):
+    """float32 of a stored number, or of a vector of `lanes` of them; of a bfloat16 its bits are the upper half."""
+    bits, real = (BITS, FLOAT) if lanes is None else (ir.VectorType(BITS, lanes), ir.VectorType(FLOAT, lanes))
+    if kind == types.uint16:
+        half = ir.Constant(bits, 16 if lanes is None else [16] * lanes)
+        return builder.bitcast(builder.shl(builder.zext(value, bits), half), real)
+    return builder.sitofp(value, real) if kind == types.int8 else value
+
+
 @intrinsic
 def _loaded(_, number):
-    """float32 of a stored number; of a bfloat16 its bits are the upper half."""
+    """float32 of a stored number."""
 
     def code(context, builder, signature, arguments):
-        (value,) = arguments
-        if number == types.uint16:
-            return builder.bitcast(builder.shl(builder.zext(value, BITS), BITS(16)), FLOAT)
-        return builder.sitofp(value, FLOAT) if number == types.int8 else value
+        return _as_float(builder, arguments[0], number)
 
     return types.float32(number), code
 
@@ -84,87 +90,60 @@ def _exp(x):
 
 @intrinsic(prefer_literal=True)
 def _tile(_, w_NK, n, ns, scale_N, x_RK, r, rs, y_RN):
-    """y[r:r+rs, n:n+ns] = scale * x W^T, ns and rs literal numbers: a tile whose sums stay in registers.
+    """y[r:r+rs, n:n+ns] = scale * x W^T, a tile of as many sums as registers hold; ns and rs are literal numbers.
 
-    Each sum is LANES wide until its end, whatever tile it stands in. The arrays lie in rows without gaps.
+    A sum is LANES wide until its end whatever tile it stands in, so that its bits do not depend on that.
     """
-    arrays = (w_NK, scale_N, x_RK, y_RN)
+    arrays = w_NK, scale_N, x_RK, y_RN
     if any(array.layout != "C" for array in arrays):
         raise numba.TypingError("the arrays of a product must lie in rows without gaps.")
 
     def code(context, builder, signature, arguments):
         w, scale, x, y = (context.make_array(t)(context, builder, arguments[i]) for t, i in zip(arrays, (0, 3, 4, 7)))
-        first, row = arguments[1], arguments[5]
-        size = first.type
-        width, outputs = cgutils.unpack_tuple(builder, x.shape)[1], cgutils.unpack_tuple(builder, y.shape)[1]
+        size = arguments[1].type
+        columns, outputs = (cgutils.unpack_tuple(builder, array.shape)[1] for array in (x, y))
+        ns_ = [builder.add(arguments[1], size(i)) for i in range(ns.literal_value)]
+        rs_ = [builder.add(arguments[5], size(i)) for i in range(rs.literal_value)]
+        w_rows = [builder.gep(w.data, [builder.mul(n, columns)]) for n in ns_]
+        x_rows = [builder.gep(x.data, [builder.mul(r, columns)]) for r in rs_]
+        places = [(i, j) for i in range(len(ns_)) for j in range(len(rs_))]
+        fetch = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), [ir.PointerType(), BITS, BITS, BITS]), "llvm.prefetch.p0"
+        )
 
-        byte, number = ir.PointerType(ir.IntType(8)), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        def loaded(row, k, kind, lanes):
+            vector = ir.VectorType(context.get_data_type(kind), lanes)
+            value = builder.load(builder.gep(row, [k]), align=kind.bitwidth // 8, typ=vector)
+            return _as_float(builder, value, kind, lanes)
 
-        def fetch(pointer):
-            builder.call(
-                prefetch, [builder.bitcast(pointer, byte), number(0), number(3), number(1)]
-            )  # to read, to keep, data
-
-        def at(array, place):
-            return builder.gep(array.data, [place])
-
-        def rows_of(array, first, count):
-            return [at(array, builder.mul(builder.add(first, size(i)), width)) for i in range(count)]
-
-        def loaded(pointer, k, kind, lanes):
-            """`lanes` numbers from the k-th on, as float32."""
-            stored = {types.uint16: 16, types.int8: 8}.get(kind)
-            number = ir.IntType(stored) if stored else FLOAT
-            wide, real = (
-                (ir.IntType(32), FLOAT) if lanes == 1 else (ir.VectorType(BITS, lanes), ir.VectorType(FLOAT, lanes))
-            )
-            from_type = number if lanes == 1 else ir.VectorType(number, lanes)
-            place = builder.bitcast(builder.gep(pointer, [k]), from_type.as_pointer())
-            value = builder.load(place, align=max(1, (stored or 32) // 8))
-            if kind == types.uint16:
-                half = ir.Constant(wide, 16 if lanes == 1 else [16] * lanes)
-                return builder.bitcast(builder.shl(builder.zext(value, wide), half), real)
-            return builder.sitofp(builder.sext(value, wide), real) if kind == types.int8 else value
-
-        w_rows, x_rows = rows_of(w, first, ns.literal_value), rows_of(x, row, rs.literal_value)
-        vector = ir.VectorType(FLOAT, LANES)
-        places = [(i, j) for i in range(len(w_rows)) for j in range(len(x_rows))]
-        sums = {place: cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * LANES)) for place in places}
-        whole = builder.and_(width, size(-LANES))
-
-        def add(totals, k, lanes):
+        def add(sums, k, lanes):
             """Adds the products of `lanes` columns from the k-th on."""
-            ws = [loaded(pointer, k, w_NK.dtype, lanes) for pointer in w_rows]
-            xs = [loaded(pointer, k, x_RK.dtype, lanes) for pointer in x_rows]
+            ws = [loaded(row, k, w_NK.dtype, lanes) for row in w_rows]
+            xs = [loaded(row, k, x_RK.dtype, lanes) for row in x_rows]
             for i, j in places:
                 product = builder.fmul(ws[i], xs[j], flags=("contract",))
-                builder.store(builder.fadd(builder.load(totals[i, j]), product, flags=("contract",)), totals[i, j])
+                builder.store(builder.fadd(builder.load(sums[i, j]), product, flags=("contract",)), sums[i, j])
 
+        whole, zeros = builder.and_(columns, size(-LANES)), ir.Constant(ir.VectorType(FLOAT, LANES), [0.0] * LANES)
+        sums = {place: cgutils.alloca_once_value(builder, zeros) for place in places}
         with cgutils.for_range_slice(builder, size(0), whole, size(LANES), size) as (k, _):
-            for pointer in w_rows:  # the processor alone looks too short ahead; what lies beyond the end does no harm
-                fetch(builder.gep(pointer, [builder.add(k, builder.mul(width, size(AHEAD)))]))
+            for row in w_rows:  # the processor alone looks too short ahead; to ask for what is not there does no harm
+                ahead = builder.gep(row, [builder.add(k, builder.mul(columns, size(AHEAD)))])
+                builder.call(fetch, [ahead, BITS(0), BITS(3), BITS(1)])  # to read, to keep, data
             add(sums, k, LANES)
-        totals = {}
-        for place, total in sums.items():
-            lanes, value = LANES, builder.load(total)
-            while lanes > 1:
+        for place in places:  # halves are added until one number is left
+            value, lanes = builder.load(sums[place]), LANES // 2
+            while lanes:
+                low, high = (ir.Constant(ir.VectorType(BITS, lanes), [*range(at, at + lanes)]) for at in (0, lanes))
+                value = builder.fadd(*(builder.shuffle_vector(value, value, half) for half in (low, high)))
                 lanes //= 2
-                low, high = (
-                    builder.shuffle_vector(
-                        value, value, ir.Constant(ir.VectorType(BITS, lanes), [*range(at, at + lanes)])
-                    )
-                    for at in (0, lanes)
-                )
-                value = builder.fadd(low, high)
-            totals[place] = cgutils.alloca_once_value(builder, builder.extract_element(value, BITS(0)))
-        with cgutils.for_range_slice(builder, whole, width, size(1), size) as (k, _):
-            add(totals, k, 1)
-        for (i, j), total in totals.items():
-            n, r = builder.add(first, size(i)), builder.add(row, size(j))
-            value = builder.fmul(builder.load(total), builder.load(at(scale, n)))
-            builder.store(value, at(y, builder.add(builder.mul(r, outputs), n)))
+            sums[place] = cgutils.alloca_once_value(builder, value)
+        with cgutils.for_range_slice(builder, whole, columns, size(1), size) as (k, _):
+            add(sums, k, 1)
+        for i, j in places:
+            value = builder.extract_element(builder.load(sums[i, j]), BITS(0))
+            value = builder.fmul(value, builder.load(builder.gep(scale.data, [ns_[i]])))
+            builder.store(value, builder.gep(y.data, [builder.add(builder.mul(rs_[j], outputs), ns_[i])]))
         return context.get_dummy_value()
 
     return types.none(w_NK, types.intp, ns, scale_N, x_RK, types.intp, rs, y_RN), code
@@ -173,34 +152,26 @@ def _tile(_, w_NK, n, ns, scale_N, x_RK, r, rs, y_RN):
 @numba.njit(nogil=True, cache=True)
 def _product(w_NK, scale_N, x_RK, y_RN, first, last):
     """Columns first to last - 1 of y."""
-    rows = len(x_RK)
-    for r in range(0, rows, 8):
-        left = rows - r
-        if left >= 5:
-            for n in range(first, last - 1, 2):
-                if left >= 8:
-                    _tile(w_NK, n, 2, scale_N, x_RK, r, 8, y_RN)
-                elif left == 7:
-                    _tile(w_NK, n, 2, scale_N, x_RK, r, 7, y_RN)
-                elif left == 6:
-                    _tile(w_NK, n, 2, scale_N, x_RK, r, 6, y_RN)
-                else:
-                    _tile(w_NK, n, 2, scale_N, x_RK, r, 5, y_RN)
-            done = first + (last - first) // 2 * 2
-        else:
-            for n in range(first, last - 3, 4):
-                if left == 4:
-                    _tile(w_NK, n, 4, scale_N, x_RK, r, 4, y_RN)
-                elif left == 3:
-                    _tile(w_NK, n, 4, scale_N, x_RK, r, 3, y_RN)
-                elif left == 2:
-                    _tile(w_NK, n, 4, scale_N, x_RK, r, 2, y_RN)
-                else:
-                    _tile(w_NK, n, 4, scale_N, x_RK, r, 1, y_RN)
-            done = first + (last - first) // 4 * 4
-        for n in range(done, last):
-            for i in range(r, min(rows, r + 8)):
-                _tile(w_NK, n, 1, scale_N, x_RK, i, 1, y_RN)
+    rows, whole = len(x_RK), last - (last - first) % 4
+    for n in range(first, whole, 4):
+        r = 0
+        while r < rows:
+            if rows - r >= 8:
+                for half in range(n, n + 4, 2):
+                    _tile(w_NK, half, 2, scale_N, x_RK, r, 8, y_RN)
+                r += 8
+            elif rows - r >= 4:
+                _tile(w_NK, n, 4, scale_N, x_RK, r, 4, y_RN)
+                r += 4
+            elif rows - r >= 2:
+                _tile(w_NK, n, 4, scale_N, x_RK, r, 2, y_RN)
+                r += 2
+            else:
+                _tile(w_NK, n, 4, scale_N, x_RK, r, 1, y_RN)
+                r += 1
+    for n in range(whole, last):
+        for r in range(rows):
+            _tile(w_NK, n, 1, scale_N, x_RK, r, 1, y_RN)
 
 
 @numba.njit(nogil=True, cache=True)

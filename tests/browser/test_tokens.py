@@ -123,6 +123,31 @@ def test_order_stop_strings_and_neutral(page):
     expect(page.locator("#funnel .annotation-text")).to_contain_text("temperature, top-k, top-p, min-p")
 
 
+def test_the_scope_of_a_penalty_is_chosen_used_and_shared(page):
+    info = page.locator("[data-testid=block-info]", has_text="presence and frequency look at")
+    scope = page.locator(".block", has=info).locator("visible=true").last
+    shown(page, "penalties").click()
+    slide(page, "presence", 2)
+    shown(page, "order and scope").click()
+    written = []
+    for choice in ("output only", "prompt and output"):
+        scope.get_by_label(choice, exact=True).check()
+        page.get_by_label("keep this seed").check()
+        generate(page, "Lily and her mom and Lily and her dad")
+        written.append(texts(page, "strip"))
+    assert written[0] != written[1]
+    shown(page, "keep and share").click()
+    page.get_by_role("button", name="Make a link to this text").click()
+    link = page.locator("#link").locator("textarea, input")
+    expect(link).to_have_value(re.compile("penalty_scope=all"))
+    page.goto(link.input_value())
+    expect(page.locator("#strip .prompt")).to_contain_text("Lily and her dad")
+    settle(page)
+    assert texts(page, "strip") == written[1]
+    shown(page, "order and scope").click()
+    expect(scope.get_by_label("prompt and output", exact=True)).to_be_checked()
+
+
 def test_dynamic_temperature_shows_its_figures(page):
     shown(page, "dynamic temperature").click()
     page.get_by_label("in place of the fixed one").locator("visible=true").check()
