@@ -156,6 +156,8 @@ class Decoder:
         """
         threads = torch.get_num_threads()
         kernels.share(threads)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
         positions = torch.tensor([cache.get_seq_length() for cache in caches])
         cos_RJ, sin_RJ = (part.numpy() for part in self.rotary(positions, torch.float32))
         x_RD = self.embedding[torch.tensor(tokens)].float().numpy()

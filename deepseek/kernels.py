@@ -194,8 +194,12 @@ def _parallel_products(w_ENK, scale_EN, x_RK, ends_E, y_RN, parts):
 
 
 def share(threads: int) -> None:
-    """As many of Numba's threads as are asked for take part in what this thread calls from now on."""
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    """As many of Numba's threads as are asked for take part in what this thread calls from now on.
+
+    It changes how many threads OpenMP gives to others: at first Numba starts one for every processor.
+    """
+    if threads > 1:
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
 
 
 def product(w_ENK, scale_EN, x_RK, ends_E, threads: int):

@@ -100,6 +100,7 @@ def test_the_number_of_threads_changes_nothing():
         torch.set_num_threads(threads)
         cache = LatentCache(shape)
         found.append(torch.cat([decoder([token], [cache])[0] for token in ids]))
+        assert torch.get_num_threads() == threads
     torch.set_num_threads(1)
     assert torch.equal(*found)
 

@@ -87,7 +87,7 @@ def token_path(token: str, index: int, routing) -> go.Figure:
     heading = dict(text=f"token {index + 1}: {label(token)}", x=0.01, xanchor="left", font=dict(size=13))
     experts = routing[0].experts
     figure = layout(figure, max(300, 110 + 7 * experts), title=heading, legend=dict(orientation="h", y=-0.15))
-    figure.update_yaxes(title="expert", range=[-1.1, experts - 0.1], dtick=-(-experts // MOST_BARS))
+    figure.update_yaxes(title="expert", range=[-0.8, experts - 0.2], dtick=-(-experts // MOST_BARS))
     figure.update_xaxes(range=[-0.4, len(names)])  # room for the last weights
     return figure
 

@@ -47,7 +47,7 @@ class Generation:
         self.selected = max(self.forced, default=0)  # place of the token that the reader looks at
         self.tokens: list[TokenTrace] = []
         self.lines: list[str] = []  # of the token strip
-        self.seconds = 0.0
+        self.seconds = self.first = 0.0  # until the newest token, and until the first
         self.late = False
         self.checkpoint = ""  # the path of the model that writes it
 
@@ -65,8 +65,9 @@ class Generation:
 
     @property
     def stats(self) -> str:
-        rate = len(self.tokens) / self.seconds if self.seconds else 0.0
-        parts = [f"{len(self.tokens)} tokens", f"{rate:.0f} tokens/s", f"seed {self.params.seed}"]
+        parts = [f"{len(self.tokens)} tokens", f"seed {self.params.seed}"]
+        if len(self.tokens) > 1:  # the first waits for the prompt to be read
+            parts.insert(1, f"{(len(self.tokens) - 1) / (self.seconds - self.first):.0f} tokens/s")
         if self.forced:
             parts.append("branched at token " + ", ".join(str(place + 1) for place in sorted(self.forced)))
         if self.late:
@@ -94,6 +95,7 @@ def generate(model, tokenizer, prompt: str, params: SamplingParams, forced=None,
             generation.lines.append(generated_line(token))
             now = time.monotonic()
             generation.seconds = now - began
+            generation.first = generation.first or generation.seconds
             generation.late = generation.seconds > DEADLINE
             if generation.ended:
                 break
