@@ -173,6 +173,11 @@ def test_trace_refusals_name_the_field(client):
             client.predict(**arguments, api_name="/trace")
 
 
+def test_compare_wants_a_seed_for_both_sides(client):
+    with pytest.raises(Exception, match="seed is None; it must be a whole number"):
+        client.predict("x", {}, {}, None, api_name="/compare")
+
+
 def test_compare_finds_where_two_settings_part(client):
     same = client.predict("Once upon a time", {"max_new_tokens": 12}, {"max_new_tokens": 12}, 3, api_name="/compare")
     assert same["first_difference"] is None and same["settings"] == {}

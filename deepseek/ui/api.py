@@ -169,6 +169,8 @@ def build(checkpoint: str) -> None:
         """One prompt and seed under two settings, each the fields of SamplingParams that are not neutral: {"a", "b":
         {"text", "figures"}, "first_difference" (place in the output, from 0, or null), "settings": {name: [a, b]}}.
         """
+        if seed is None:  # which a single text may leave to chance
+            raise refusal(ValueError("seed is None; it must be a whole number, the same for both sides."))
         sides = []
         for name, values in (("a", a), ("b", b)):
             try:

@@ -139,7 +139,7 @@ def test_the_keyboard_alone_does_what_the_mouse_does(keyboard):
     assert texts(page, "strip")[1].replace(" ", "·") == wanted
     slider = page.get_by_label("range slider for temperature", exact=True).locator("visible=true")
     press(page, slider, "ArrowRight")
-    expect(slider).to_have_value("0.85")
+    expect(slider).to_have_value("0.75")
     with page.expect_download() as download:
         press(page, page.locator("#csv-funnel"), "Space")
     assert download.value.suggested_filename == "funnel.csv"
