@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -151,7 +152,7 @@ def serve(connection: Connection, held: Held) -> None:
     """
     connection.send([])
     texts: dict[int, Text] = {}
-    decoders: dict[int, Decoder] = {}
+    decoders: WeakKeyDictionary[torch.nn.Module, Decoder | None] = WeakKeyDictionary()  # None where it does not suit
     while True:
         while not texts or connection.poll():
             number, job = connection.recv()
@@ -159,15 +160,16 @@ def serve(connection: Connection, held: Held) -> None:
             if job:
                 checkpoint, *rest = job
                 try:
-                    texts[number] = Text(*held.open(checkpoint), *rest)
+                    model, tokenizer = held.open(checkpoint)
+                    if model not in decoders:
+                        decoders[model] = Decoder(model) if suits(model) else None
+                    texts[number] = Text(model, tokenizer, *rest)
                 except ValueError as error:
                     connection.send([(number, ValueError(str(error)))])  # of a kind that the other side knows
-        models = {id(text.model): text.model for text in texts.values()}
-        decoders = {key: decoders.get(key) or Decoder(model) for key, model in models.items() if suits(model)}
-        for key in models:
-            numbers = [number for number, text in texts.items() if id(text.model) == key]
+        for model in {text.model for text in texts.values()}:
+            numbers = [number for number, text in texts.items() if text.model is model]
             try:
-                answers = step([texts[number] for number in numbers], decoders.get(key))
+                answers = step([texts[number] for number in numbers], decoders[model])
             except ValueError as error:
                 answers = [ValueError(str(error))] * len(numbers)
             connection.send(list(zip(numbers, answers)))
