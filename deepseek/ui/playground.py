@@ -66,7 +66,7 @@ class Generation:
     @property
     def stats(self) -> str:
         parts = [f"{len(self.tokens)} tokens", f"seed {self.params.seed}"]
-        if len(self.tokens) > 1:  # the first waits for the prompt to be read
+        if self.seconds > self.first:  # the first waits for the prompt to be read
             parts.insert(1, f"{(len(self.tokens) - 1) / (self.seconds - self.first):.0f} tokens/s")
         if self.forced:
             parts.append("branched at token " + ", ".join(str(place + 1) for place in sorted(self.forced)))
