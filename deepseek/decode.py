@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from deepseek import kernels
-from deepseek.model import LATENT_NORM_EPS, DeepseekV3ForCausalLM, DeepseekV3MLP, LatentCache, LatentLayer
+from deepseek.model import LATENT_NORM_EPS, DeepseekV3ForCausalLM, DeepseekV3MLP, LatentCache
 from deepseek.product import WEIGHTS, Product, numbers
 
 
@@ -42,16 +42,14 @@ class Attention:
         up_HXC = module.kv_b_proj.weight.view(heads, nope + module.v, latent)
         up_key_HNC, up_value_HVC = up_HXC.split([nope, module.v], 1)
         self.up_key_HCN, self.up_value_HVC = numbers(up_key_HNC.transpose(1, 2)), numbers(up_value_HVC)
-        self.scale, self.out, self.width = module.scale, Product(weights, module.o_proj), heads * module.v
+        self.scale, self.out = module.scale, Product(weights, module.o_proj)
 
-    def __call__(self, x_RD, cos_RJ, sin_RJ, entries: list, threads: int):
+    def __call__(self, x_RD, cos_RJ, sin_RJ, caches_R2, like_W, threads: int):
         compressed_RX = query_RX = self.down(x_RD, threads)
         if self.up_query:
             query_RX = self.up_query(kernels.norm(compressed_RX, self.query_norm, LATENT_NORM_EPS), threads)
-        y_RX = np.empty((len(x_RD), self.width), np.float32)
-        for r, entries_TW in enumerate(entries):
-            kernels.attend(query_RX[r], compressed_RX[r], self.latent_at, self.latent_norm, LATENT_NORM_EPS, cos_RJ[r],
-                           sin_RJ[r], self.up_key_HCN, self.up_value_HVC, self.scale, entries_TW, y_RX[r], threads)  # fmt: skip
+        y_RX = kernels.attend(query_RX, compressed_RX, self.latent_at, self.latent_norm, LATENT_NORM_EPS, cos_RJ, sin_RJ,
+                              self.up_key_HCN, self.up_value_HVC, self.scale, caches_R2, like_W, threads)  # fmt: skip
         return self.out(y_RX, threads)
 
 
@@ -104,16 +102,6 @@ def glu(module: DeepseekV3MLP, weights: str) -> GLU:
     return GLU(weights, [module.gate_proj, module.up_proj], module.down_proj)
 
 
-def extended(layer: LatentLayer, blank: torch.Tensor) -> np.ndarray:
-    """A cache layer of one text with room for one more entry like `blank`, as numbers (T, W)."""
-    layer.extend(blank, 1)
-    if getattr(layer, "viewed", None) is not layer.keys:  # a new text, or its buffer has grown
-        keys_TW = layer.keys[0, 0]
-        short = keys_TW.dtype == torch.bfloat16
-        layer.viewed, layer.numbers = layer.keys, (keys_TW.view(torch.uint16) if short else keys_TW).numpy()
-    return layer.numbers[: layer.length]
-
-
 def suits(model) -> bool:
     """Whether a Decoder can be made of `model`: ours, on a processor, and routed as DeepSeek-V3 is without its groups."""
     if not isinstance(model, DeepseekV3ForCausalLM) or model.device.type != "cpu":
@@ -137,7 +125,9 @@ class Decoder:
         self.embedding, self.rotary = model.model.embed_tokens.weight, model.model.rotary_emb
         config = model.config
         width = config.kv_lora_rank + config.qk_rope_head_dim
+        # An entry of a cache, in torch and as the loops see it.
         self.blank = torch.empty(1, 1, 1, width, dtype=model.dtype)
+        self.like_W = (self.blank.view(torch.uint16) if model.dtype == torch.bfloat16 else self.blank).numpy()[0, 0, 0]
         self.layers = []
         for layer in model.model.layers:
             mlp = glu(layer.mlp, weights) if isinstance(layer.mlp, DeepseekV3MLP) else Mixture(layer.mlp, weights)
@@ -163,8 +153,12 @@ class Decoder:
         x_RD = self.embedding[torch.tensor(tokens)].float().numpy()
         routing = {}
         for index, (attention, mlp, before, between) in enumerate(self.layers):
-            entries = [extended(cache.layers[index], self.blank) for cache in caches]
-            x_RD += attention(kernels.norm(x_RD, before, self.eps), cos_RJ, sin_RJ, entries, threads)
+            entries = [cache.layers[index] for cache in caches]
+            for layer in entries:
+                layer.extend(self.blank, 1)
+            caches_R2 = np.array([(layer.keys.data_ptr(), layer.length) for layer in entries])
+            h_RD = kernels.norm(x_RD, before, self.eps)
+            x_RD += attention(h_RD, cos_RJ, sin_RJ, caches_R2, self.like_W, threads)
             h_RD = kernels.norm(x_RD, between, self.eps)
             if isinstance(mlp, Mixture):
                 y_RD, *routing[index] = mlp(h_RD, (more or {}).get(index, np.float32(0)), threads)

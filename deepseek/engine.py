@@ -9,12 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 
+import numpy as np
 import torch
 
 from deepseek.decode import Decoder, suits
 from deepseek.intervene import Change, biases, intervened
 from deepseek.model import DeepseekV3ForCausalLM, LatentCache
-from deepseek.sampling import LONGEST_STOP, Context, SamplingParams, apply, entropy, survivors
+from deepseek.sampling import LONGEST_STOP, Context, SamplingParams, apply, entropy, highest, left
 from deepseek.text import TextStream, prompt_ids
 from deepseek.trace import context_length, recorded_routing
 
@@ -189,7 +190,8 @@ def _strongest_first(routing: dict) -> dict[int, list[tuple[int, float]]]:
 @torch.inference_mode()
 def _draw(logits_V, params, context, generator, name, record: bool, forced: int | None):
     """Draws the next token; returns it and the fields of TokenTrace that tell how."""
-    if logits_V.max().isnan():
+    values_V = logits_V.numpy()
+    if np.isnan(values_V.max()):
         raise ValueError("the model's answer is not a number; its weights are damaged.")
     steps = list(apply(logits_V, params, context))
     *_, ids_N, logits_N = steps[-1]
@@ -200,8 +202,8 @@ def _draw(logits_V, params, context, generator, name, record: bool, forced: int 
         stages, candidates = _record(logits_V, raw_V, steps, token, name)
     return token, dict(
         probability=float(raw_V[token]),
-        sampler_probability=float(final_N[ids_N == token].sum()),  # none for a forced token that was removed
-        rank=int((logits_V > logits_V[token]).count_nonzero()) + 1,
+        sampler_probability=float(_at(ids_N.numpy(), final_N.numpy(), token)),
+        rank=int(np.count_nonzero(values_V > values_V[token])) + 1,
         entropy=entropy(logits_V, raw_V),
         temperature=context.temperature,
         temperature_entropy=context.entropy,
@@ -220,28 +222,39 @@ def _pick(probabilities_N, generator) -> int:
     return int(torch.searchsorted(total_N, uniform * total_N[-1], right=True))
 
 
+def _at(ids_N, values_N, ids):
+    """The values of some ids, or of one; 0 for those that are not among `ids_N`, which ascend."""
+    place = np.searchsorted(ids_N, ids).clip(max=len(ids_N) - 1)
+    return values_N[place] * (ids_N[place] == ids)
+
+
+def _first(logits_N, count: int):
+    """The places of the highest logits, `count` of them or as many as there are; the highest first."""
+    places = highest(logits_N, count)
+    return places[np.argsort(-logits_N.numpy()[places], kind="stable")[:count]]
+
+
 def _record(logits_V, raw_V, steps, token: int, name) -> tuple[list[Stage], list[Candidate]]:
     """Stages and candidates from what `apply` gave; `raw_V` are the shares before it."""
     *_, ids_N, logits_N = steps[-1]
-    first = ids_N[logits_N.topk(min(TOP, len(ids_N))).indices]
-    ids = torch.cat([first, torch.tensor([token]), raw_V.topk(min(TOP, len(raw_V))).indices])
-    ids = torch.tensor(list(dict.fromkeys(ids.tolist())))
+    shown = [*ids_N[_first(logits_N, TOP)].tolist(), token, *_first(logits_V, TOP).tolist()]
+    ids = np.array(list(dict.fromkeys(shown)))
     stages, before_N, count = [], logits_V, len(logits_V)
-    columns, there = [raw_V[ids]], [torch.ones(len(ids), dtype=torch.bool)]  # of each candidate, after each stage
+    columns, there = [raw_V.numpy()[ids]], [np.ones(len(ids), bool)]  # of each candidate, after each stage
     for stage, active, ids_N, logits_N in steps:
-        changed = active and not torch.equal(before_N, logits_N)
+        changed = active and not np.array_equal(before_N, logits_N)
         if changed:
-            place = torch.searchsorted(ids_N, ids).clamp(max=len(ids_N) - 1)
-            count = survivors(logits_N)
-            there.append((ids_N[place] == ids) & ~logits_N[place].isneginf())
-            columns.append(logits_N.softmax(-1)[place] * there[-1])
+            left_N = left(logits_N)
+            count = int(np.count_nonzero(left_N))
+            columns.append(_at(ids_N.numpy(), logits_N.softmax(-1).numpy(), ids))
+            there.append(_at(ids_N.numpy(), left_N, ids))
         else:
             columns.append(columns[-1])
             there.append(there[-1])
         stages.append(Stage(stage, active, changed, count))
         before_N = logits_N
     candidates = []
-    for candidate, shares, stays in zip(ids.tolist(), torch.stack(columns, 1).tolist(), torch.stack(there, 1).tolist()):
+    for candidate, shares, stays in zip(ids.tolist(), np.stack(columns, 1).tolist(), np.stack(there, 1).tolist()):
         removed_by = None if all(stays) else stages[stays.index(False) - 1].name
         candidates.append(Candidate(candidate, name(candidate), shares, removed_by))
     candidates.sort(key=lambda c: (-c.probabilities[-1], -c.probabilities[0]))

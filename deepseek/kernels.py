@@ -22,6 +22,7 @@ from numba.extending import intrinsic
 # Sums may be laid out for vector registers; NaN and infinity keep their meaning.
 FAST = {"reassoc", "contract", "arcp", "nsz"}
 ENOUGH = 100_000  # multiplications from which a second thread pays
+LOOPS = dict(nogil=True, cache=True, error_model="numpy")  # a division that looks for zero fills no vector registers
 LANES = 16  # numbers in a vector register, two of them where the processor's are shorter
 AHEAD = 8  # rows of a matrix that are asked for before they are needed
 _gate = threading.Lock()  # Numba's threads work for one caller at a time
@@ -61,6 +62,16 @@ def _stored(_, number, like):
         return builder.trunc(builder.lshr(builder.add(bits, builder.add(odd, BITS(0x7FFF))), BITS(16)), ir.IntType(16))
 
     return like(number, like), code
+
+
+@intrinsic
+def _pointer(_, address, like):
+    """An address as a pointer to numbers such as those of the array `like`."""
+
+    def code(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(like.dtype)(address, like), code
 
 
 @intrinsic
@@ -149,7 +160,7 @@ def _tile(_, w_NK, n, ns, scale_N, x_RK, r, rs, y_RN):
     return types.none(w_NK, types.intp, ns, scale_N, x_RK, types.intp, rs, y_RN), code
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(**LOOPS)
 def _product(w_NK, scale_N, x_RK, y_RN, first, last):
     """Columns first to last - 1 of y."""
     rows, whole = len(x_RK), last - (last - first) % 4
@@ -174,7 +185,7 @@ def _product(w_NK, scale_N, x_RK, y_RN, first, last):
             _tile(w_NK, n, 1, scale_N, x_RK, r, 1, y_RN)
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(**LOOPS)
 def _products(w_ENK, scale_EN, x_RK, ends_E, y_RN, part, parts):
     """The part-th of `parts` shares of the columns of y; the rows of x of each matrix follow those of the one before."""
     columns, start = w_ENK.shape[1], 0
@@ -187,7 +198,7 @@ def _products(w_ENK, scale_EN, x_RK, ends_E, y_RN, part, parts):
         start = end
 
 
-@numba.njit(nogil=True, cache=True, parallel=True)
+@numba.njit(**LOOPS, parallel=True)
 def _parallel_products(w_ENK, scale_EN, x_RK, ends_E, y_RN, parts):
     for part in prange(parts):
         _products(w_ENK, scale_EN, x_RK, ends_E, y_RN, part, parts)
@@ -213,7 +224,7 @@ def product(w_ENK, scale_EN, x_RK, ends_E, threads: int):
     return y_RN
 
 
-@numba.njit(fastmath=FAST, nogil=True, cache=True)
+@numba.njit(fastmath=FAST, **LOOPS)
 def norm(x_RX, weight_D, eps):
     """RMSNorm (Zhang and Sennrich, 2019) of the first D numbers of every row: (R, D)."""
     width = len(weight_D)
@@ -228,7 +239,7 @@ def norm(x_RX, weight_D, eps):
     return y_RD
 
 
-@numba.njit(fastmath=FAST, nogil=True, cache=True)
+@numba.njit(fastmath=FAST, **LOOPS)
 def gated(gate_up_RX):
     """silu(gate) * up of rows that hold gate and up side by side: (R, X / 2)."""
     width = gate_up_RX.shape[1] // 2
@@ -240,7 +251,7 @@ def gated(gate_up_RX):
     return y_RF
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(**LOOPS)
 def route(logits_RE, bias_RE, chosen, scaling):
     """(indices (R, K), weights (R, K)): the experts with the highest sigmoid plus bias, weighed by their sigmoids.
 
@@ -264,7 +275,7 @@ def route(logits_RE, bias_RE, chosen, scaling):
     return indices_RK, weights_RK
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(**LOOPS)
 def combine(y_AD, order_A, weights_RK, y_RD):
     """Adds to every row the outputs of its experts, times their weights; order_A tells the assignment of each output."""
     for a in range(len(order_A)):
@@ -283,18 +294,27 @@ def _turned(x_X, at, cos_J, sin_J, y_X, to):
         y_X[to + half + j] = second * cos_J[j] + first * sin_J[j]
 
 
-@numba.njit(fastmath=FAST, nogil=True, cache=True)
-def _append(compressed_X, latent_at, norm_C, eps, cos_J, sin_J, entries_TW):
-    """Writes the last entry of a cache: the normed latent and the turned key of what W_DKV gives."""
-    latent, (tokens, width) = len(norm_C), entries_TW.shape
+@numba.njit(inline="always")
+def _entries(caches_R2, r, like_W):
+    """The cache (T, W) of text r, of which an address and a length are known."""
+    return numba.carray(_pointer(caches_R2[r, 0], like_W), (caches_R2[r, 1], len(like_W)))
+
+
+@numba.njit(fastmath=FAST, **LOOPS)
+def _append(compressed_RX, latent_at, norm_C, eps, cos_RJ, sin_RJ, caches_R2, like_W):
+    """Writes the last entry of every cache: the normed latent and the turned key of what W_DKV gives."""
+    latent, width = len(norm_C), len(like_W)
     entry_W = np.empty(width, np.float32)
-    entry_W[:latent] = norm(compressed_X[latent_at : latent_at + latent].reshape(1, latent), norm_C, eps)[0]
-    _turned(compressed_X, latent_at + latent, cos_J, sin_J, entry_W, latent)
-    for w in range(width):
-        entries_TW[tokens - 1, w] = _stored(entry_W[w], entries_TW[0, 0])
+    latent_RC = norm(compressed_RX[:, latent_at : latent_at + latent], norm_C, eps)
+    for r in range(len(compressed_RX)):
+        entry_W[:latent] = latent_RC[r]
+        _turned(compressed_RX[r], latent_at + latent, cos_RJ[r], sin_RJ[r], entry_W, latent)
+        entries_TW = _entries(caches_R2, r, like_W)
+        for w in range(width):
+            entries_TW[-1, w] = _stored(entry_W[w], like_W[0])
 
 
-@numba.njit(fastmath=FAST, nogil=True, cache=True)
+@numba.njit(fastmath=FAST, **LOOPS)
 def _heads(query_X, cos_J, sin_J, up_key_HCN, up_value_HVC, scale, entries_TW, y_X, first, last):
     """Attention of heads first to last - 1 into their parts of y (H * V)."""
     (_, latent, nope), value, rotary = up_key_HCN.shape, up_value_HVC.shape[1], 2 * len(cos_J)
@@ -335,26 +355,39 @@ def _heads(query_X, cos_J, sin_J, up_key_HCN, up_value_HVC, scale, entries_TW, y
             y_X[h * value + v] = value_1V[0, v] / total
 
 
-@numba.njit(nogil=True, cache=True, parallel=True)
-def _parallel_heads(query_X, cos_J, sin_J, up_key_HCN, up_value_HVC, scale, entries_TW, y_X, parts):
+@numba.njit(**LOOPS)
+def _texts(query_RX, cos_RJ, sin_RJ, up_key_HCN, up_value_HVC, scale, caches_R2, like_W, y_RX, part, parts):
+    """The part-th of `parts` shares of the heads of all texts."""
     heads = len(up_key_HCN)
+    whole = len(query_RX) * heads
+    first, last = whole * part // parts, whole * (part + 1) // parts
+    for r in range(first // heads, (last + heads - 1) // heads):
+        entries_TW = _entries(caches_R2, r, like_W)
+        _heads(query_RX[r], cos_RJ[r], sin_RJ[r], up_key_HCN, up_value_HVC, scale, entries_TW, y_RX[r],
+               max(first - r * heads, 0), min(last - r * heads, heads))  # fmt: skip
+
+
+@numba.njit(**LOOPS, parallel=True)
+def _parallel_texts(query_RX, cos_RJ, sin_RJ, up_key_HCN, up_value_HVC, scale, caches_R2, like_W, y_RX, parts):
     for part in prange(parts):
-        first, last = heads * part // parts, heads * (part + 1) // parts
-        _heads(query_X, cos_J, sin_J, up_key_HCN, up_value_HVC, scale, entries_TW, y_X, first, last)
+        _texts(query_RX, cos_RJ, sin_RJ, up_key_HCN, up_value_HVC, scale, caches_R2, like_W, y_RX, part, parts)
 
 
-def attend(query_X, compressed_X, latent_at, norm_C, eps, cos_J, sin_J, up_key_HCN, up_value_HVC, scale, entries_TW,
-           y_X, threads: int) -> None:  # fmt: skip
-    """One text's latent attention in its absorbed form, into y (H * V).
+def attend(query_RX, compressed_RX, latent_at, norm_C, eps, cos_RJ, sin_RJ, up_key_HCN, up_value_HVC, scale, caches_R2,
+           like_W, threads: int):  # fmt: skip
+    """Latent attention of several texts in its absorbed form: (R, H * V).
 
-    Its queries (H * (N + rotary)); what W_DKV gives, whose latent begins at `latent_at`, with the norm of that latent; cos
-    and sin of its position, of half the rotary width; W_UK (H, C, N) and W_UV (H, V, C); the scale of the scores; its
-    cache (T, W), whose last row is written here.
+    Of each text its queries (H * (N + rotary)); what W_DKV gives, whose latent begins at `latent_at`, with the norm of that
+    latent; cos and sin of its position, of half the rotary width. W_UK (H, C, N) and W_UV (H, V, C); the scale of the scores.
+    `caches_R2` has the address and the length T of each text's cache (T, W) of numbers such as `like_W`; its last row is
+    written here.
     """
-    _append(compressed_X, latent_at, norm_C, eps, cos_J, sin_J, entries_TW)
+    _append(compressed_RX, latent_at, norm_C, eps, cos_RJ, sin_RJ, caches_R2, like_W)
     heads, latent, _ = up_key_HCN.shape
-    if threads > 1 and 2 * heads * latent * (len(entries_TW) + 64) >= ENOUGH:
+    y_RX = np.empty((len(query_RX), heads * up_value_HVC.shape[1]), np.float32)
+    if threads > 1 and 2 * heads * latent * (caches_R2[:, 1] + 64).sum() >= ENOUGH:
         with _gate:
-            _parallel_heads(query_X, cos_J, sin_J, up_key_HCN, up_value_HVC, scale, entries_TW, y_X, threads)
+            _parallel_texts(query_RX, cos_RJ, sin_RJ, up_key_HCN, up_value_HVC, scale, caches_R2, like_W, y_RX, threads)
     else:
-        _heads(query_X, cos_J, sin_J, up_key_HCN, up_value_HVC, scale, entries_TW, y_X, 0, heads)
+        _texts(query_RX, cos_RJ, sin_RJ, up_key_HCN, up_value_HVC, scale, caches_R2, like_W, y_RX, 0, 1)
+    return y_RX
