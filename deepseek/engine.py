@@ -200,9 +200,10 @@ def _draw(logits_V, params, context, generator, name, record: bool, forced: int 
     stages, candidates = [], []
     if record:
         stages, candidates = _record(logits_V, raw_V, steps, token, name)
+    place, found = _places(ids_N.numpy(), token)  # a forced token may have been removed
     return token, dict(
         probability=float(raw_V[token]),
-        sampler_probability=float(_at(ids_N.numpy(), final_N.numpy(), token)),
+        sampler_probability=float(final_N[place]) if found else 0.0,
         rank=int(np.count_nonzero(values_V > values_V[token])) + 1,
         entropy=entropy(logits_V, raw_V),
         temperature=context.temperature,
@@ -222,10 +223,10 @@ def _pick(probabilities_N, generator) -> int:
     return int(torch.searchsorted(total_N, uniform * total_N[-1], right=True))
 
 
-def _at(ids_N, values_N, ids):
-    """The values of some ids, or of one; 0 for those that are not among `ids_N`, which ascend."""
-    place = np.searchsorted(ids_N, ids).clip(max=len(ids_N) - 1)
-    return values_N[place] * (ids_N[place] == ids)
+def _places(ids_N, ids):
+    """Where some ids, or one, stand among `ids_N`, which ascend, and whether they do."""
+    place = np.minimum(np.searchsorted(ids_N, ids), len(ids_N) - 1)
+    return place, ids_N[place] == ids
 
 
 def _first(logits_N, count: int):
@@ -239,20 +240,20 @@ def _record(logits_V, raw_V, steps, token: int, name) -> tuple[list[Stage], list
     *_, ids_N, logits_N = steps[-1]
     shown = [*ids_N[_first(logits_N, TOP)].tolist(), token, *_first(logits_V, TOP).tolist()]
     ids = np.array(list(dict.fromkeys(shown)))
-    stages, before_N, count = [], logits_V, len(logits_V)
+    stages, before_N, count = [], logits_V.numpy(), len(logits_V)
     columns, there = [raw_V.numpy()[ids]], [np.ones(len(ids), bool)]  # of each candidate, after each stage
     for stage, active, ids_N, logits_N in steps:
-        changed = active and not np.array_equal(before_N, logits_N)
+        changed = active and not np.array_equal(before_N, after_N := logits_N.numpy())
         if changed:
-            left_N = left(logits_N)
+            left_N, (place, found) = left(logits_N), _places(ids_N.numpy(), ids)
             count = int(np.count_nonzero(left_N))
-            columns.append(_at(ids_N.numpy(), logits_N.softmax(-1).numpy(), ids))
-            there.append(_at(ids_N.numpy(), left_N, ids))
+            columns.append(logits_N.softmax(-1).numpy()[place] * found)
+            there.append(left_N[place] & found)
+            before_N = after_N
         else:
             columns.append(columns[-1])
             there.append(there[-1])
         stages.append(Stage(stage, active, changed, count))
-        before_N = logits_N
     candidates = []
     for candidate, shares, stays in zip(ids.tolist(), np.stack(columns, 1).tolist(), np.stack(there, 1).tolist()):
         removed_by = None if all(stays) else stages[stays.index(False) - 1].name

@@ -243,7 +243,8 @@ def test_experts_are_those_of_a_full_pass(model, tokenizer, tokens):
         for (_, chosen), indices in zip(token.experts.items(), output.router_indices):
             experts, weights = zip(*chosen)
             assert sorted(experts) == sorted(indices[token.position].tolist())
-            assert sum(weights) == pytest.approx(1, abs=1e-5) and list(weights) == sorted(weights, reverse=True)
+            assert sum(weights) == pytest.approx(model.config.routed_scaling_factor, abs=1e-5)
+            assert list(weights) == sorted(weights, reverse=True)
 
 
 def test_dense_models_have_no_experts(llama, tokenizer):

@@ -53,15 +53,15 @@ def test_expert_load_is_the_share_of_the_assignments(seen):
             assert value == pytest.approx(int(count[expert]) / int(count.sum()), abs=1e-4)
 
 
-def test_the_path_of_a_token_is_its_experts_and_weights_layer_by_layer(seen):
+def test_the_path_of_a_token_is_its_experts_and_their_shares_layer_by_layer(seen):
     for index in (0, 5, len(seen.tokens) - 1):
         figure = token_path(seen.tokens[index], index, seen.routing)
         for place, line in enumerate(figure.data):
             assert list(line.x) == [f"layer {layer.layer}" for layer in seen.routing]
             assert list(line.y) == [int(layer.indices[index, place]) for layer in seen.routing]
-            weights = [float(layer.weights[index, place]) for layer in seen.routing]
-            assert list(line.customdata) == pytest.approx(weights, abs=1e-4)
-            assert line.text == tuple(f"{weight:.0%}" for weight in weights)
+            parts = [float(layer.weights[index, place] / layer.weights[index].sum()) for layer in seen.routing]
+            assert list(line.customdata) == pytest.approx(parts, abs=1e-4)
+            assert line.text == tuple(f"{share:.0%}" for share in parts)
         assert len(figure.data) == 2 and f"token {index + 1}:" in figure.layout.title.text
 
 

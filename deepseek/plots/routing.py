@@ -15,15 +15,21 @@ def layer_names(layers) -> list[str]:
     return [f"layer {layer}" for layer in layers]
 
 
+def shares(weights) -> np.ndarray:
+    """What each of a token's experts counts beside its others, (..., K): models scale their weights, by 2.5 in DeepSeek-V3."""
+    weights = np.asarray(weights)
+    return weights / weights.sum(-1, keepdims=True).clip(1e-20)
+
+
 def expert_map(tokens: list[str], routing) -> go.Figure:
-    """Tokens x layers, coloured by the first expert; hover tells all experts and their weights."""
+    """Tokens x layers, coloured by the first expert; hover tells all experts and their shares."""
     names, axis = token_axis(tokens)
     experts = routing[0].experts
     first = np.array([layer.indices[:, 0].tolist() for layer in routing], dtype=np.uint8)
     hover = [
         [
-            ", ".join(f"expert {e} {w:.0%}" for e, w in zip(indices, weights))
-            for indices, weights in zip(layer.indices.tolist(), layer.weights.tolist())
+            ", ".join(f"expert {e} {share:.0%}" for e, share in zip(*chosen))
+            for chosen in zip(layer.indices.tolist(), shares(layer.weights).tolist())
         ]
         for layer in routing
     ]
@@ -60,29 +66,29 @@ def expert_map(tokens: list[str], routing) -> go.Figure:
 
 
 def token_path(token: str, index: int, routing) -> go.Figure:
-    """One token's way through the layers: a line a choice, the heaviest first, with marks as large as their weights."""
+    """One token's way through the layers: a line a choice, the heaviest first, with marks as large as their shares."""
     names = layer_names(layer.layer for layer in routing)
     figure = go.Figure()
     chosen = routing[0].indices.shape[1]
     for place in range(chosen):
         experts = [int(layer.indices[index, place]) for layer in routing]
-        weights = [float(layer.weights[index, place]) for layer in routing]
+        parts = [float(shares(layer.weights[index])[place]) for layer in routing]
         figure.add_scatter(
             x=names,
             y=experts,
-            customdata=[round(weight, 4) for weight in weights],
+            customdata=[round(share, 4) for share in parts],
             name=f"choice {place + 1}",
             mode="lines+markers+text",
-            text=[f"{weight:.0%}" for weight in weights],
+            text=[f"{share:.0%}" for share in parts],
             textposition="middle right",
             textfont=dict(color=TEXT, size=11),
             line=dict(color=TEXT, width=2 if place == 0 else 1, dash="solid" if place == 0 else "dot"),
             marker=dict(
                 color=[expert_colour(expert) for expert in experts],
-                size=[8 + 22 * min(weight, 1) ** 0.5 for weight in weights],
+                size=[8 + 22 * share**0.5 for share in parts],
                 line=dict(color=TEXT, width=1),
             ),
-            hovertemplate="%{x}: expert %{y}, weight %{text}<extra></extra>",
+            hovertemplate="%{x}: expert %{y}, %{text}<extra></extra>",
         )
     heading = dict(text=f"token {index + 1}: {label(token)}", x=0.01, xanchor="left", font=dict(size=13))
     experts = routing[0].experts

@@ -73,7 +73,7 @@ def this_text(text: str, first) -> View:
         "### One token's way through the layers\nClick a token above. The larger the mark, the heavier the expert."
     )
     path_plot = figure(path_figure, "token-path", elem_id="token-path")
-    gr.Markdown("### First expert of every token\nHover for the second one and the weights.")
+    gr.Markdown("### First expert of every token\nHover for the second one and how much each counts.")
     map_plot = figure(map_figure, "expert-map", elem_classes="wide", elem_id="expert-map")
     gr.Markdown("### How much each expert got of this text\nThe dashed line is an even load.")
     load_plot = figure(load_figure, "expert-load", elem_id="expert-load")

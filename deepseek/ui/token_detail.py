@@ -5,6 +5,7 @@ from pathlib import Path
 
 import gradio as gr
 
+from deepseek.plots.routing import shares
 from deepseek.plots.sampling import funnel
 from deepseek.plots.style import visible
 from deepseek.ui.figure import figure
@@ -37,10 +38,11 @@ def heading(generation, index: int) -> str:
     if index in generation.forced:
         seen += " · put here by you"
     if token.experts:
-        places = (
-            f"layer {layer}: " + ", ".join(f"{e} ({w:.0%})" for e, w in to)
-            for layer, to in sorted(token.experts.items())
-        )
+        places = []
+        for layer, chosen in sorted(token.experts.items()):
+            experts, weights = zip(*chosen)
+            parts = zip(experts, shares(weights))
+            places.append(f"layer {layer}: " + ", ".join(f"{expert} ({share:.0%})" for expert, share in parts))
         seen += "\n\nSent to experts " + " · ".join(places)
     return seen + "\n\nOrder in force: model → " + " → ".join(stage.name for stage in token.stages)
 
