@@ -1,21 +1,30 @@
-"""What the experts and their balancing are worth: `python tests/measure_twins.py --data FILE ... --valid FILE`.
+"""What the experts and their balancing are worth: `python tests/measure_twins.py --data FILE ... --valid FILE ...`.
 
-Trains the same small model on the same batches in five forms and prints a line of JSON for each, with its held-out loss
-and expert load: as it is; without the KL loss; without the router's bias; without either; and dense, with feed-forward
-networks as wide in every layer as what one token uses of the mixture.
+Trains the same small model on the same batches in five forms, from each of several seeds: as it is; without the KL loss;
+without the router's bias; without either; and dense, with feed-forward networks as wide in every layer as what one token
+uses of the mixture. A line of JSON for each run, with its loss on every held-out text, Python's own tests among them, and the
+expert load of each layer over the first one. Then one for each form: the mean over seeds, and how much less than the dense
+twin's of the same seed its loss is, with the standard error.
 """
 
 import argparse
 import json
+import math
+import os
+import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from measure_demo import python_tests  # noqa: E402
 
 from deepseek import load, preset  # noqa: E402
 from deepseek.config import parameter_counts  # noqa: E402
@@ -44,47 +53,75 @@ def dense_changes(config) -> dict:
     return {"first_k_dense_replace": layers, "intermediate_size": round(width)}
 
 
+def run(form: str, seed: int, args, root: str) -> dict:
+    """Trains one form from one seed and measures it; `root` holds the tokenizer and takes the runs."""
+    keep_freed_memory()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.jobs))
+    name, tokenizer = f"{form.replace(' ', '-')}-{seed}", str(Path(root) / "tokenizer")
+    changes = dense_changes(preset(args.preset)) if form == "dense" else {}
+    begin = str(Path(root) / f"{name}-begin")
+    torch.manual_seed(seed)
+    DeepseekV3ForCausalLM(preset(args.preset, **changes)).save_pretrained(begin)
+    for file in Path(tokenizer).iterdir():
+        (Path(begin) / file.name).write_bytes(file.read_bytes())
+    settings = SUITED.get(args.preset, {}) | dict(
+        root=root, name=name, start_from=begin, seed=seed, steps=args.steps, checkpoint_every=args.steps,
+        data=args.data, shares=args.shares, valid=args.valid, valid_every=0, sample_every=0,
+    )  # fmt: skip
+    began = time.perf_counter()
+    *_, step = train(TrainConfig(**{**settings, **FORMS[form]}))
+    minutes = (time.perf_counter() - began) / 60
+    model, tokenizer = load(step.checkpoint, torch.float32)
+    texts = {Path(path).name.split(".")[0]: list(documents(path)) for path in args.valid}
+    texts["python_tests"] = python_tests()
+    results = [evaluate(model, tokenizer, text, model.config.max_position_embeddings) for text in texts.values()]
+    total, active = parameter_counts(model)
+    return dict(
+        form=form, seed=seed, parameters=total, active=active, steps=args.steps, tokens=step.tokens,
+        minutes=round(minutes, 1), training_loss=round(step.loss, 3),
+        bits_per_byte={name: round(result.bits_per_byte, 4) for name, result in zip(texts, results)},
+        load=results[0].load, max_violation=results[0].max_violation,
+        dead=sum(share * len(shares) < DEAD for shares in results[0].load for share in shares),
+    )  # fmt: skip
+
+
+def summary(form: str, lines: list[dict]) -> dict:
+    """The means of a form over its seeds, and of what it is better than the dense twin of the same seed."""
+    own = {line["seed"]: line for line in lines if line["form"] == form}
+    dense = {line["seed"]: line for line in lines if line["form"] == "dense"}
+    found = {"form": form, "seeds": sorted(own), "mean": {}, "less_than_dense": {}}
+    for text in next(iter(own.values()))["bits_per_byte"]:
+        found["mean"][text] = round(statistics.mean(line["bits_per_byte"][text] for line in own.values()), 4)
+        less = [dense[seed]["bits_per_byte"][text] - own[seed]["bits_per_byte"][text] for seed in own if seed in dense]
+        if form != "dense" and len(less) > 1:
+            error = statistics.stdev(less) / math.sqrt(len(less))
+            found["less_than_dense"][text] = [round(statistics.mean(less), 4), round(error, 4)]
+    found["max_violation"] = max((max(line["max_violation"], default=0.0) for line in own.values()), default=0.0)
+    return found | {"dead": sum(line["dead"] for line in own.values())}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
     parser.add_argument("--data", nargs="+", required=True)
     parser.add_argument("--shares", nargs="+", type=float, default=[])
-    parser.add_argument("--valid", required=True)
+    parser.add_argument("--valid", nargs="+", required=True)
     parser.add_argument("--preset", default="quick")
     parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--seed", type=int, default=0, help="of the first weights and of the order of the text")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of first weights and the order of the text")
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the processors")
     args = parser.parse_args()
-    keep_freed_memory()
-    shape = preset(args.preset)
-    tokenizer = learn_tokenizer(args.data, shape.vocab_size, args.shares)
-    texts = list(documents(args.valid))
-    settings = {**SUITED.get(args.preset, {}), "steps": args.steps, "checkpoint_every": args.steps}
-    settings |= dict(
-        seed=args.seed, data=args.data, shares=args.shares, valid=[args.valid], valid_every=0, sample_every=0
-    )
+    lines = []
     with tempfile.TemporaryDirectory() as root:
-        for form in args.forms:
-            torch.manual_seed(args.seed)
-            begin = Path(root) / f"begin-{form}"
-            DeepseekV3ForCausalLM(
-                preset(args.preset, **(dense_changes(shape) if form == "dense" else {}))
-            ).save_pretrained(begin)
-            tokenizer.save_pretrained(begin)
-            run = dict(root=root, name=form.replace(" ", "-"), start_from=str(begin))
-            began = time.perf_counter()
-            *_, step = train(TrainConfig(**{**settings, **run, **FORMS[form]}))
-            minutes = (time.perf_counter() - began) / 60
-            model, _ = load(step.checkpoint, torch.float32)
-            result = evaluate(model, tokenizer, texts, model.config.max_position_embeddings)
-            dead = sum(share * len(shares) < DEAD for shares in result.load for share in shares)
-            total, active = parameter_counts(model)
-            figures = dict(
-                parameters=total, active=active, steps=args.steps, tokens=step.tokens, minutes=round(minutes, 1)
-            )
-            figures |= dict(training_loss=round(step.loss, 3), bits_per_byte=round(result.bits_per_byte, 4))
-            print(
-                json.dumps({"form": form, **figures, "max_violation": result.max_violation, "dead": dead}), flush=True
-            )
+        tokenizer = learn_tokenizer(args.data, preset(args.preset).vocab_size, args.shares)
+        tokenizer.save_pretrained(Path(root) / "tokenizer")
+        with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
+            jobs = [pool.submit(run, form, seed, args, root) for seed in args.seeds for form in args.forms]
+            for job in jobs:
+                lines.append(job.result())
+                print(json.dumps(lines[-1]), flush=True)
+    for form in args.forms:
+        print(json.dumps(summary(form, lines)), flush=True)
 
 
 if __name__ == "__main__":
