@@ -104,7 +104,8 @@ def new_model(config: TrainConfig):
             tokenizer = data.learn_tokenizer(config.data, shape.vocab_size, config.shares)
         end = tokenizer.eos_token_id
         start = end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-        shape = preset(config.preset, bos_token_id=start, eos_token_id=end, pad_token_id=end)
+        ids = dict(bos_token_id=start, eos_token_id=end, pad_token_id=end)
+        shape = preset(config.preset, **ids, max_position_embeddings=config.context)  # it knows no place beyond
         if len(tokenizer) > shape.vocab_size:
             raise TrainingError(
                 f"the tokenizer has {len(tokenizer)} tokens; preset {config.preset} has {shape.vocab_size}."

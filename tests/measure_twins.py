@@ -44,6 +44,8 @@ FORMS = {  # changes to the training settings
     "dense": {},
 }
 
+ASKED = {"lr": float, "batch_size": int, "context": int, "bias_rate": float}  # settings in place of the preset's
+
 
 def dense_changes(config) -> dict:
     """Changes that make `config` dense with as many parameters as a token of the mixture uses."""
@@ -64,17 +66,20 @@ def run(form: str, seed: int, args, root: str) -> dict:
     DeepseekV3ForCausalLM(preset(args.preset, **changes)).save_pretrained(begin)
     for file in Path(tokenizer).iterdir():
         (Path(begin) / file.name).write_bytes(file.read_bytes())
-    settings = SUITED.get(args.preset, {}) | dict(
+    asked = {name: value for name in ASKED if (value := getattr(args, name)) is not None}
+    settings = SUITED.get(args.preset, {}) | asked | dict(
         root=root, name=name, start_from=begin, seed=seed, steps=args.steps, checkpoint_every=args.steps,
         data=args.data, shares=args.shares, valid=args.valid, valid_every=0, sample_every=0,
     )  # fmt: skip
     began = time.perf_counter()
-    *_, step = train(TrainConfig(**{**settings, **FORMS[form]}))
+    config = TrainConfig(**{**settings, **FORMS[form]})
+    *_, step = train(config)
     minutes = (time.perf_counter() - began) / 60
     model, tokenizer = load(step.checkpoint, torch.float32)
     texts = {Path(path).name.split(".")[0]: list(documents(path)) for path in args.valid}
     texts["python_tests"] = python_tests()
-    results = [evaluate(model, tokenizer, text, model.config.max_position_embeddings) for text in texts.values()]
+    # Not at places that no text of the training reached: there forms differ by chance, and more than by what they are.
+    results = [evaluate(model, tokenizer, text, config.context) for text in texts.values()]
     total, active = parameter_counts(model)
     return dict(
         form=form, seed=seed, parameters=total, active=active, steps=args.steps, tokens=step.tokens,
@@ -107,6 +112,10 @@ def main():
     parser.add_argument("--valid", nargs="+", required=True)
     parser.add_argument("--preset", default="quick")
     parser.add_argument("--steps", type=int, default=1200)
+    for name, kind in ASKED.items():
+        parser.add_argument(
+            "--" + name.replace("_", "-"), type=kind, help="as in training, if not what suits the preset"
+        )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of first weights and the order of the text")
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the processors")
