@@ -44,7 +44,7 @@ FORMS = {  # changes to the training settings
     "dense": {},
 }
 
-ASKED = {"lr": float, "batch_size": int, "context": int, "bias_rate": float}  # settings in place of the preset's
+ASKED = {"lr": float, "batch_size": int, "context": int}  # settings in place of the preset's
 
 
 def dense_changes(config) -> dict:
