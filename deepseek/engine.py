@@ -15,7 +15,7 @@ import torch
 from deepseek.decode import Decoder, suits
 from deepseek.intervene import Change, biases, intervened
 from deepseek.model import DeepseekV3ForCausalLM, LatentCache
-from deepseek.sampling import LONGEST_STOP, Context, SamplingParams, apply, entropy, highest, left
+from deepseek.sampling import LONGEST_STOP, Context, SamplingParams, apply, entropy, highest, softmax
 from deepseek.text import TextStream, prompt_ids
 from deepseek.trace import context_length, recorded_routing
 
@@ -104,7 +104,7 @@ class Text:
         with intervened(self.model, self.changes), recorded_routing(self.model) as record:
             tokens = torch.tensor([ids], device=self.model.device)
             output = self.model(tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        self.logits_V, self.cache = output.logits[0, -1].float().cpu(), output.past_key_values
+        self.logits_V, self.cache = output.logits[0, -1].float().cpu().numpy(), output.past_key_values
         return {layer: (indices[-1:], weights[-1:]) for layer, (weights, indices, _) in record.items()}
 
     def draw(self) -> dict:
@@ -141,7 +141,7 @@ def step(texts: list[Text], decoder: Decoder | None = None) -> list[TokenTrace]:
         none = torch.zeros(texts[0].model.config.n_routed_experts)
         more = {layer: torch.stack([text.bias.get(layer, none) for text in going]).numpy() for layer in layers}
         logits_RV, routing = decoder(last, [text.cache for text in going], more)
-        for text, logits_V in zip(going, logits_RV):
+        for text, logits_V in zip(going, logits_RV.numpy()):
             text.logits_V = logits_V
         read = [{layer: (i[r : r + 1], w[r : r + 1]) for layer, (i, w) in routing.items()} for r in range(len(going))]
     else:
@@ -190,21 +190,20 @@ def _strongest_first(routing: dict) -> dict[int, list[tuple[int, float]]]:
 @torch.inference_mode()
 def _draw(logits_V, params, context, generator, name, record: bool, forced: int | None):
     """Draws the next token; returns it and the fields of TokenTrace that tell how."""
-    values_V = logits_V.numpy()
-    if np.isnan(values_V.max()):
+    if np.isnan(logits_V.max()):
         raise ValueError("the model's answer is not a number; its weights are damaged.")
     steps = list(apply(logits_V, params, context))
     *_, ids_N, logits_N = steps[-1]
-    raw_V, final_N = logits_V.softmax(-1), logits_N.softmax(-1)
+    raw_V, final_N = softmax(logits_V), softmax(logits_N)
     token = int(ids_N[_pick(final_N, generator)]) if forced is None else forced
     stages, candidates = [], []
     if record:
         stages, candidates = _record(logits_V, raw_V, steps, token, name)
-    place, found = _places(ids_N.numpy(), token)  # a forced token may have been removed
+    place, found = _places(ids_N, token)  # a forced token may have been removed
     return token, dict(
         probability=float(raw_V[token]),
         sampler_probability=float(final_N[place]) if found else 0.0,
-        rank=int(np.count_nonzero(values_V > values_V[token])) + 1,
+        rank=int(np.count_nonzero(logits_V > logits_V[token])) + 1,
         entropy=entropy(logits_V, raw_V),
         temperature=context.temperature,
         temperature_entropy=context.entropy,
@@ -218,45 +217,44 @@ def _pick(probabilities_N, generator) -> int:
 
     (torch.multinomial draws a number for each token, so that texts of one seed would share their unlikely tokens.)
     """
-    total_N = probabilities_N.cumsum(0, dtype=torch.float64)
-    uniform = torch.rand(1, dtype=torch.float64, generator=generator)
-    return int(torch.searchsorted(total_N, uniform * total_N[-1], right=True))
+    total_N = probabilities_N.cumsum(dtype=np.float64)
+    uniform = torch.rand(1, dtype=torch.float64, generator=generator).item()
+    return int(total_N.searchsorted(uniform * total_N[-1], "right"))
 
 
 def _places(ids_N, ids):
     """Where some ids, or one, stand among `ids_N`, which ascend, and whether they do."""
-    place = np.minimum(np.searchsorted(ids_N, ids), len(ids_N) - 1)
+    place = np.minimum(ids_N.searchsorted(ids), len(ids_N) - 1)
     return place, ids_N[place] == ids
 
 
 def _first(logits_N, count: int):
     """The places of the highest logits, `count` of them or as many as there are; the highest first."""
     places = highest(logits_N, count)
-    return places[np.argsort(-logits_N.numpy()[places], kind="stable")[:count]]
+    return places[np.argsort(-logits_N[places], kind="stable")[:count]]
 
 
 def _record(logits_V, raw_V, steps, token: int, name) -> tuple[list[Stage], list[Candidate]]:
     """Stages and candidates from what `apply` gave; `raw_V` are the shares before it."""
     *_, ids_N, logits_N = steps[-1]
     shown = [*ids_N[_first(logits_N, TOP)].tolist(), token, *_first(logits_V, TOP).tolist()]
-    ids = np.array(list(dict.fromkeys(shown)))
-    stages, before_N, count = [], logits_V.numpy(), len(logits_V)
-    columns, there = [raw_V.numpy()[ids]], [np.ones(len(ids), bool)]  # of each candidate, after each stage
+    ids = list(dict.fromkeys(shown))
+    stages, before_N = [], logits_V
+    columns, there = [raw_V[ids].tolist()], [[True] * len(ids)]  # of each candidate, after each stage
     for stage, active, ids_N, logits_N in steps:
-        changed = active and not np.array_equal(before_N, after_N := logits_N.numpy())
+        changed = active and not np.array_equal(before_N, logits_N)
         if changed:
-            left_N, (place, found) = left(logits_N), _places(ids_N.numpy(), ids)
-            count = int(np.count_nonzero(left_N))
-            columns.append(logits_N.softmax(-1).numpy()[place] * found)
-            there.append(left_N[place] & found)
-            before_N = after_N
+            place, found = _places(ids_N, ids)
+            columns.append((softmax(logits_N)[place] * found).tolist())
+            there.append(found.tolist())
+            before_N = logits_N
         else:
             columns.append(columns[-1])
             there.append(there[-1])
-        stages.append(Stage(stage, active, changed, count))
+        stages.append(Stage(stage, active, changed, len(ids_N)))
     candidates = []
-    for candidate, shares, stays in zip(ids.tolist(), np.stack(columns, 1).tolist(), np.stack(there, 1).tolist()):
-        removed_by = None if all(stays) else stages[stays.index(False) - 1].name
-        candidates.append(Candidate(candidate, name(candidate), shares, removed_by))
+    for candidate, shares, stays in zip(ids, zip(*columns), zip(*there)):
+        removed_by = stages[stays.index(False) - 1].name if False in stays else None
+        candidates.append(Candidate(candidate, name(candidate), list(shares), removed_by))
     candidates.sort(key=lambda c: (-c.probabilities[-1], -c.probabilities[0]))
     return stages, candidates

@@ -1,10 +1,12 @@
 """Sampling settings and the ordered stages that apply them to one row of logits.
 
-A stage is a function (logits, params, context) -> logits of the candidates that are left; one that it removes gets -inf.
-transformers' own processors are used where they exist, but for top-k and top-p, which give what theirs give without putting
-a whole vocabulary in order for every token. The definitions follow CTRL (repetition), OpenAI's API (presence, frequency),
-Holtzman et al. 2020 (top-p), Fan et al. 2018 (top-k), Nguyen et al. 2024 (min-p) and llama.cpp (dynamic temperature, second
-order). Comparisons and counts over a vocabulary are NumPy's, which takes a tenth of torch's time for them on a processor.
+A stage is a function (ids, logits, params, context) -> (ids, logits): of the candidates before it, in the order of their
+ids, those that it leaves. transformers' own processors are used for penalties; what removes candidates gives what theirs
+give, without putting a whole vocabulary in order for every token. The definitions follow CTRL (repetition), OpenAI's API
+(presence, frequency), Holtzman et al. 2020 (top-p), Fan et al. 2018 (top-k), Nguyen et al. 2024 (min-p) and llama.cpp
+(dynamic temperature, second order). Logits are NumPy's float32: for one row of them torch takes longer to begin than to end.
+
+Shape letters: V vocabulary, N candidates.
 """
 
 import math
@@ -13,7 +15,7 @@ from functools import cache
 
 import numpy as np
 import torch
-from transformers import MinPLogitsWarper, NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
+from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 ORDERS = {
     "transformers": (
@@ -23,7 +25,7 @@ ORDERS = {
         "repetition", "n-gram", "presence and frequency", "top-k", "top-p", "min-p", "temperature",
     ),
 }  # fmt: skip
-PENALTIES = ("repetition", "n-gram", "presence and frequency")  # look at the whole vocabulary, so both orders begin so
+PENALTIES = ("repetition", "n-gram", "presence and frequency")  # the first two want the whole vocabulary
 SCOPES = ("all", "output")  # prompt and output, or output only
 LONGEST_STOP = 200  # characters of a stop string
 COLDEST = 0.01  # the lowest temperature that divides; 0 is greedy
@@ -139,37 +141,42 @@ class Context:
         return self.output if scope == "output" else self.prompt + self.output
 
 
-def repetition(logits_V, params, context):
+def repetition(ids_V, logits_V, params, context):
     """Divides positive and multiplies negative logits of tokens seen (CTRL, Keskar et al. 2019)."""
-    seen = torch.tensor([context.tokens(params.repetition_scope)], dtype=torch.long, device=logits_V.device)
-    return RepetitionPenaltyLogitsProcessor(params.repetition_penalty)(seen, logits_V[None])[0]
+    return ids_V, _processed(RepetitionPenaltyLogitsProcessor(params.repetition_penalty), logits_V, params, context)
 
 
-def ngram(logits_V, params, context):
+def ngram(ids_V, logits_V, params, context):
     """Removes tokens that would complete an n-gram already seen (Paulus et al. 2017)."""
-    seen = context.tokens(params.repetition_scope)
-    if len(seen) < params.no_repeat_ngram:
-        return logits_V
-    return NoRepeatNGramLogitsProcessor(params.no_repeat_ngram)(torch.tensor([seen]), logits_V[None])[0]
+    if len(context.tokens(params.repetition_scope)) < params.no_repeat_ngram:
+        return ids_V, logits_V
+    after_V = _processed(NoRepeatNGramLogitsProcessor(params.no_repeat_ngram), logits_V, params, context)
+    return _only(ids_V, logits_V, np.flatnonzero(after_V > -math.inf))
 
 
-def presence_frequency(logits_V, params, context):
+def _processed(processor, logits_V, params, context):
+    """A whole vocabulary's logits after one of transformers' processors, which looks at the tokens of repetition's scope."""
+    seen = torch.tensor([context.tokens(params.repetition_scope)], dtype=torch.long)
+    return processor(seen, torch.from_numpy(logits_V)[None])[0].numpy()
+
+
+def presence_frequency(ids_N, logits_N, params, context):
     """z_j - c_j * frequency - [c_j > 0] * presence, c_j how often token j was seen (OpenAI's API)."""
-    seen = torch.tensor(context.tokens(params.penalty_scope), dtype=torch.long, device=logits_V.device)
-    count_V = torch.bincount(seen, minlength=len(logits_V))
-    return logits_V - count_V * params.frequency_penalty - (count_V > 0) * params.presence_penalty
+    seen = np.array(context.tokens(params.penalty_scope), np.int64)
+    count_N = np.bincount(seen, minlength=ids_N[-1] + 1)[ids_N].astype(np.float32)
+    return ids_N, logits_N - count_N * params.frequency_penalty - (count_N > 0) * np.float32(params.presence_penalty)
 
 
-def temperature(logits_V, params, context):
+def temperature(ids_N, logits_N, params, context):
     """z / T; T = 0 leaves the most likely token alone. Notes the T it used in the context."""
     value = params.temperature
     if params.dynamic_temperature:
-        context.entropy = entropy(logits_V)
-        value = dynamic_temperature(context.entropy, survivors(logits_V), params)
+        context.entropy = entropy(logits_N, softmax(logits_N))
+        value = dynamic_temperature(context.entropy, len(logits_N), params)
     context.temperature = value
     if value == 0:
-        return only(logits_V, logits_V.argmax()[None])
-    return logits_V / value
+        return _only(ids_N, logits_N, [logits_N.argmax()])
+    return ids_N, logits_N / value
 
 
 def dynamic_temperature(entropy: float, count: int, params) -> float:
@@ -181,64 +188,60 @@ def dynamic_temperature(entropy: float, count: int, params) -> float:
     return low + (high - low) * share**params.temperature_exponent
 
 
-def entropy(logits_V, shares_V=None) -> float:
-    """Entropy of softmax(logits), which `shares_V` may give, in nats, never below 0; removed candidates count nothing."""
-    shares_V = (logits_V.softmax(-1) if shares_V is None else shares_V).numpy()
-    below_V = np.maximum(logits_V.numpy() - logits_V.numpy().max(), np.float32(-1e4))  # 0 times -inf is to be 0
-    return max(0.0, -float(np.log(shares_V.max()) + shares_V @ below_V))
+def softmax(logits_N) -> np.ndarray:
+    """The probabilities of candidates (N,), by torch, which takes half of NumPy's time."""
+    return torch.from_numpy(logits_N).softmax(-1).numpy()
 
 
-def left(logits_V) -> np.ndarray:
-    """Which candidates are left, bool (V,)."""
-    return logits_V.numpy() > -math.inf
+def entropy(logits_N, shares_N) -> float:
+    """Entropy in nats, never below 0, of the probabilities that `softmax` gives of these logits."""
+    below_N = logits_N - logits_N.max()
+    np.maximum(below_N, np.float32(-1e4), out=below_N)  # 0 times -inf is to be 0
+    return max(0.0, -float(np.log(shares_N.max()) + shares_N @ below_N))
 
 
-def survivors(logits_V) -> int:
-    """How many candidates are left."""
-    return int(np.count_nonzero(left(logits_V)))
+def _only(ids_N, logits_N, places):
+    """The candidates at some places."""
+    return ids_N[places], logits_N[places]
 
 
-def only(logits_V, kept):
-    """The logits of the tokens in `kept`, and -inf for all others."""
-    return torch.full_like(logits_V, -math.inf).index_copy(0, kept, logits_V[kept])
-
-
-def highest(logits_V, count: int) -> np.ndarray:
-    """The ids of the `count` highest logits, and of those as high as the lowest of these; ascending.
+def highest(logits_N, count: int) -> np.ndarray:
+    """The places of the `count` highest logits, and of those as high as the lowest of these; ascending.
 
     Laid in columns of FOLD logits, the highest of each column are many high ones; whatever is lower than `count` of them
     cannot be meant, and what is left is few.
     """
-    values_V = logits_V.numpy()
-    if count >= len(values_V):
-        return np.arange(len(values_V))
-    columns = len(values_V) // FOLD
+    if count >= len(logits_N):
+        return np.arange(len(logits_N))
+    columns = len(logits_N) // FOLD
     if columns < count:
-        return np.flatnonzero(values_V >= np.partition(values_V, -count)[-count])
-    tops = values_V[: columns * FOLD].reshape(FOLD, columns).max(0)
-    few = np.flatnonzero(values_V >= np.partition(tops, -count)[-count])
-    return few[values_V[few] >= np.partition(values_V[few], -count)[-count]]
+        return np.flatnonzero(logits_N >= np.partition(logits_N, -count)[-count])
+    tops = logits_N[: columns * FOLD].reshape(FOLD, columns).max(0)
+    few = np.flatnonzero(logits_N >= np.partition(tops, -count)[-count])
+    return few[logits_N[few] >= np.partition(logits_N[few], -count)[-count]]
 
 
-def top_k(logits_V, params, context):
+def top_k(ids_N, logits_N, params, context):
     """Keeps the k most likely (Fan et al. 2018), and those as likely as the last of them."""
-    return only(logits_V, torch.from_numpy(highest(logits_V, params.top_k)))
+    return _only(ids_N, logits_N, highest(logits_N, params.top_k))
 
 
-def top_p(logits_V, params, context):
+def top_p(ids_N, logits_N, params, context):
     """Keeps the fewest most likely tokens that reach p together (Holtzman et al. 2020).
 
-    All tokens less likely than (1 - p) / V are not worth 1 - p together, so that only the others have to be put in order.
+    All tokens less likely than (1 - p) / N are not worth 1 - p together, so that only the others have to be put in order.
     """
-    probability_V = logits_V.softmax(-1)
-    likely = torch.from_numpy(np.flatnonzero(probability_V.numpy() > (1 - params.top_p) / len(logits_V)))
-    probability, order = probability_V[likely].sort(descending=True, stable=True)
-    return only(logits_V, likely[order[: int((probability.cumsum(0) < params.top_p).sum()) + 1]])
+    shares_N = softmax(logits_N)
+    likely = np.flatnonzero(shares_N > (1 - params.top_p) / len(shares_N))
+    order = likely[np.argsort(-shares_N[likely], kind="stable")]
+    count = int(np.count_nonzero(shares_N[order].cumsum() < params.top_p)) + 1
+    return _only(ids_N, logits_N, np.sort(order[:count]))
 
 
-def min_p(logits_V, params, context):
+def min_p(ids_N, logits_N, params, context):
     """Keeps tokens at least min_p times as likely as the most likely one (Nguyen et al. 2024)."""
-    return MinPLogitsWarper(params.min_p)(None, logits_V[None])[0]
+    shares_N = softmax(logits_N)
+    return _only(ids_N, logits_N, np.flatnonzero(shares_N >= params.min_p * shares_N.max()))
 
 
 # name: (whether the settings ask for it, what it does)
@@ -253,14 +256,14 @@ STAGES = {
 }
 
 
-all_ids = cache(torch.arange)
+all_ids = cache(np.arange)
 
 
-def apply(logits_V: torch.Tensor, params: SamplingParams, context: Context):
+def apply(logits_V: np.ndarray, params: SamplingParams, context: Context):
     """Runs the stages in the order in force; yields (name, active, ids_N, logits_N) for each.
 
-    Those are the candidates left after it, in the order of their ids; only what the penalties removed stays among them,
-    as -inf. A stage that would leave no candidate at all is passed over for this token and counts as not active.
+    Those are the candidates left after it, in the order of their ids. A stage that would leave none at all is passed over
+    for this token and counts as not active.
     """
     context.temperature, context.entropy = 1.0, None
     ids_N, logits_N = all_ids(len(logits_V)), logits_V
@@ -268,12 +271,7 @@ def apply(logits_V: torch.Tensor, params: SamplingParams, context: Context):
         wanted, stage = STAGES[name]
         active = wanted(params)
         if active:
-            after = stage(logits_N, params, context)
-            left_N = left(after)
-            count = int(np.count_nonzero(left_N))
-            active = count > 0
-            if active and name not in PENALTIES and count < len(after):
-                kept = torch.from_numpy(np.flatnonzero(left_N))
-                ids_N, after = ids_N[kept], after[kept]
-            logits_N = after if active else logits_N
+            left = stage(ids_N, logits_N, params, context)
+            active = len(left[0]) > 0
+            ids_N, logits_N = left if active else (ids_N, logits_N)
         yield name, active, ids_N, logits_N

@@ -18,10 +18,11 @@ CHOICES = ["order", "repetition_scope", "penalty_scope"]
 def run(logits_V, params, prompt=(), output=()):
     """Logits after the last stage, -inf for what is gone; stages in order with whether they were active; the context."""
     context = Context(list(prompt), list(output))
-    steps = list(apply(logits_V, params, context))
+    steps = list(apply(logits_V.numpy(), params, context))
     *_, ids_N, logits_N = steps[-1]
-    assert ids_N.tolist() == sorted(set(ids_N.tolist()))
-    left_V = torch.full_like(logits_V, -math.inf).index_copy(0, ids_N, logits_N)
+    assert ids_N.tolist() == sorted(set(ids_N.tolist())) and logits_N.dtype == np.float32
+    left_V = torch.full_like(logits_V, -math.inf)
+    left_V[ids_N] = torch.from_numpy(logits_N)
     return left_V, {name: active for name, active, *_ in steps}, context
 
 
@@ -84,7 +85,7 @@ def test_the_highest_are_those_of_a_sort_and_whatever_is_as_high_as_the_last(voc
         logits_V[:: seed + 2] = -math.inf  # as penalties leave them
         for count in (1, 3, 50, 400, 10_000):
             lowest = logits_V.sort(descending=True).values[min(count, vocabulary) - 1]
-            assert highest(logits_V, count).tolist() == (logits_V >= lowest).nonzero()[:, 0].tolist()
+            assert highest(logits_V.numpy(), count).tolist() == (logits_V >= lowest).nonzero()[:, 0].tolist()
 
 
 @pytest.mark.parametrize("seen, banned", [([], []), ([1], []), ([1, 1], [1]), ([1, 2], []), ([1, 2, 1], [2])])
