@@ -34,6 +34,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from deepseek import attention
 from deepseek.balance import balancing_loss
 from deepseek.loss import cross_entropy
 
@@ -279,6 +280,8 @@ class DeepseekV3Attention(nn.Module):
                 scores = scores + mask
             weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
             return F.dropout(weights, dropout) @ value, weights
+        if causal and not dropout and attention.suits(query):
+            return attention.causal_attention(query, key, value, self.scale), None
         width = value.shape[-1]
         if causal and query.device.type == "cpu":
             # The CPU's fused kernel wants one width for keys and values; the other one stores all S x S scores.

@@ -26,7 +26,7 @@ LAYERS = [
     {"checkpoint", "data", "process"},
     {"model", "folder"},
     {"product"},
-    {"balance", "config", "history", "kernels", "loss", "sources"},
+    {"attention", "balance", "config", "history", "kernels", "loss", "sources"},
 ]
 DEPTH = {module: depth for depth, layer in enumerate(LAYERS) for module in layer}
 
