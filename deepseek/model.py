@@ -362,7 +362,7 @@ class DeepseekV3Experts(nn.Module):
         ]
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         outputs_XKD = torch.cat(outputs).index_select(0, back).view(tokens, chosen, -1)
-        return torch.einsum("xkd,xk->xd", outputs_XKD, weights_XK.to(outputs_XKD.dtype))
+        return (weights_XK.to(outputs_XKD.dtype).unsqueeze(1) @ outputs_XKD).squeeze(1)
 
 
 class DeepseekV3MoE(nn.Module):
