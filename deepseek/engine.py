@@ -238,7 +238,7 @@ def _record(logits_V, raw_V, steps, token: int, name) -> tuple[list[Stage], list
     """Stages and candidates from what `apply` gave; `raw_V` are the shares before it."""
     *_, ids_N, logits_N = steps[-1]
     shown = [*ids_N[_first(logits_N, TOP)].tolist(), token, *_first(logits_V, TOP).tolist()]
-    ids = list(dict.fromkeys(shown))
+    ids = np.array(list(dict.fromkeys(shown)))
     stages, before_N = [], logits_V
     columns, there = [raw_V[ids].tolist()], [[True] * len(ids)]  # of each candidate, after each stage
     for stage, active, ids_N, logits_N in steps:
@@ -253,7 +253,7 @@ def _record(logits_V, raw_V, steps, token: int, name) -> tuple[list[Stage], list
             there.append(there[-1])
         stages.append(Stage(stage, active, changed, len(ids_N)))
     candidates = []
-    for candidate, shares, stays in zip(ids, zip(*columns), zip(*there)):
+    for candidate, shares, stays in zip(ids.tolist(), zip(*columns), zip(*there)):
         removed_by = stages[stays.index(False) - 1].name if False in stays else None
         candidates.append(Candidate(candidate, name(candidate), list(shares), removed_by))
     candidates.sort(key=lambda c: (-c.probabilities[-1], -c.probabilities[0]))
