@@ -52,11 +52,12 @@ def needs(config: TrainConfig, last: Path | None = None) -> tuple[int, int]:
         with torch.device("meta"):
             weights = DeepseekV3ForCausalLM(shape).num_parameters()
     token = 4 * 40 * shape.hidden_size * shape.num_hidden_layers  # what every layer keeps for the backward pass
-    loss = 4 * (2 * PART + shape.vocab_size * shape.hidden_size)  # its logits and the gradient of its weight
     here, all_ = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))  # torchrun's processes
     copies = here / all_ if config.shard else here
     # Weights, gradients and AdamW's two moments in memory, all but the gradients in a commit.
     rows = config.batch_size * here / all_
+    logits = min(PART, shape.vocab_size * rows / here * config.context)
+    loss = 4 * (2 * logits + shape.vocab_size * shape.hidden_size)  # these and the gradient of their weight
     memory = int(here * (PROGRAM + loss) + copies * 16 * weights + token * rows * config.context)
     return memory, 12 * weights + 4 * data.Blocks.BUFFER * config.context
 
