@@ -81,7 +81,7 @@ def archived(path: str) -> str:
 
 
 def example() -> History:
-    """A run of the `tiny` preset that shows a first visitor what there will be to see."""
+    """A run of the `quick` preset, every tenth step, that shows a first visitor what there will be to see."""
     history = History()
     history.add([json.loads(line) for line in EXAMPLE.read_text().splitlines()])
     return history
@@ -105,8 +105,9 @@ def build(demo, tab: gr.Tab, tabs: gr.Tabs) -> None:
         go = gr.Button("Start", variant="primary")
     with gr.Column(visible=False) as none:
         gr.Markdown(
-            "No run yet. The settings above will do for a first one: press Start. Below is how a small run went: the "
-            "model is less and less surprised by the next token, and its experts get more and less than an even share.",
+            "No run yet. The settings above will do for a first one: press Start. Below is how such a run on short "
+            "stories went: the model is less and less surprised by the next token, and its experts, of which a few take "
+            "nearly everything at first, come to share the work.",
             elem_id="no-run",
         )
         history = example()
