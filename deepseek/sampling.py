@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
+# Repetition and n-gram look at the whole vocabulary, so both orders begin with them.
 ORDERS = {
     "transformers": (
         "repetition", "n-gram", "presence and frequency", "temperature", "top-k", "top-p", "min-p",
@@ -25,7 +26,6 @@ ORDERS = {
         "repetition", "n-gram", "presence and frequency", "top-k", "top-p", "min-p", "temperature",
     ),
 }  # fmt: skip
-PENALTIES = ("repetition", "n-gram", "presence and frequency")  # the first two want the whole vocabulary
 SCOPES = ("all", "output")  # prompt and output, or output only
 LONGEST_STOP = 200  # characters of a stop string
 COLDEST = 0.01  # the lowest temperature that divides; 0 is greedy
