@@ -319,7 +319,7 @@ def keep_freed_memory() -> None:
         if hasattr(libc, "mallopt"):
             M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
             libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-            libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
+            libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
 
 
 def report(config: TrainConfig, step: Step, speeds) -> None:
