@@ -12,7 +12,7 @@ from deepseek.observe import PROBE
 from deepseek.sources import BUILT_IN
 
 SUITED = {  # what suits a size where the defaults do not: `--preset quick` alone learns all it can in five minutes
-    "quick": dict(steps=1200, batch_size=8, context=256, lr=5e-3, warmup=20, bias_rate=0.01, valid_documents=16,
+    "quick": dict(steps=1200, batch_size=8, context=256, lr=5e-3, warmup=60, bias_rate=0.01, valid_documents=16,
                   sample_every=100),
 }  # fmt: skip
 KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
