@@ -4,7 +4,8 @@ That kernel wants values as wide as keys, and multiplies at a third of the proce
 the keys up to its end in one large product; its weights are made once more for the gradients, so that, as in FlashAttention
 (Dao et al., 2022, section 3.1), no more than a block of them is ever in memory.
 
-Shape letters: G heads of all texts, S tokens, Q width of a query and a key, V of a value.
+Shape letters: B texts, H heads, G heads of all texts, S tokens, T tokens up to the last of them, Q width of a query and a key,
+V of a value.
 """
 
 import math
@@ -15,7 +16,7 @@ BLOCK = 96  # queries; 64 and 128 are as fast within a few percent
 
 
 def suits(query) -> bool:
-    """Whether this is the faster way: on processors without AMX tiles, which the fused kernel makes good use of."""
+    """Whether this is taken: on processors without AMX tiles. With them the two were not measured beside each other."""
     return query.device.type == "cpu" and not torch.cpu._is_amx_tile_supported()
 
 

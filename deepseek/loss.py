@@ -1,4 +1,4 @@
-"""Cross-entropy over a large vocabulary, a few rows at a time, so that its logits are never all in memory.
+"""Cross-entropy over a large vocabulary, some rows at a time, so that its logits are never all in memory.
 
 For 2,048 tokens and a vocabulary of 49,152 the logits, their softmax and its gradient take 400 MB each, and most of the time
 of a loss goes into fetching that memory. Parts of some rows use the same memory one after the other, and the gradient of
@@ -10,7 +10,7 @@ Shape letters: N tokens, D hidden width, V vocabulary, C the tokens of a part.
 
 import torch
 
-PART = 2**25  # logits in memory at a time; with a quarter of it a training step takes 3 % longer
+PART = 2**25  # logits in memory at a time; with a quarter of it a training step takes 2 % longer
 IGNORED = -100
 
 

@@ -1,8 +1,8 @@
 """Sampling settings and the ordered stages that apply them to one row of logits.
 
 A stage is a function (ids, logits, params, context) -> (ids, logits): of the candidates before it, in the order of their
-ids, those that it leaves. transformers' own processors are used for penalties; what removes candidates gives what theirs
-give, without putting a whole vocabulary in order for every token. The definitions follow CTRL (repetition), OpenAI's API
+ids, those that it leaves. transformers' own processors are used for repetition and n-grams; top-k, top-p and min-p give what
+theirs give, without putting a whole vocabulary in order for every token. The definitions follow CTRL (repetition), OpenAI's API
 (presence, frequency), Holtzman et al. 2020 (top-p), Fan et al. 2018 (top-k), Nguyen et al. 2024 (min-p) and llama.cpp
 (dynamic temperature, second order). Logits are NumPy's float32: for one row of them torch takes longer to begin than to end.
 

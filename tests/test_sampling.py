@@ -82,7 +82,7 @@ def test_the_highest_are_those_of_a_sort_and_whatever_is_as_high_as_the_last(voc
     for seed in range(50):
         logits_V = random_logits(seed, vocabulary)
         logits_V = logits_V.round() if ties else logits_V
-        logits_V[:: seed + 2] = -math.inf  # as penalties leave them
+        logits_V[:: seed + 2] = -math.inf  # as of a model that rules tokens out
         for count in (1, 3, 50, 400, 10_000):
             lowest = logits_V.sort(descending=True).values[min(count, vocabulary) - 1]
             assert highest(logits_V.numpy(), count).tolist() == (logits_V >= lowest).nonzero()[:, 0].tolist()
