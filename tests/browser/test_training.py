@@ -132,6 +132,7 @@ def test_a_run_is_paused_resumed_downloaded_laid_over_and_deleted(page, training
     open_form(page)
     start(page, "second", 50_000)
     expect(page.locator("#progress")).to_contain_text("getting ready")
+    wait_until(lambda: runs.find(root, "second").step >= 40)  # until then the curve may still be another run's
     until_step(page, 40)
     page.get_by_role("button", name="Pause", exact=True).click()
     expect(page.locator("#progress")).to_contain_text("paused")
@@ -184,11 +185,13 @@ def test_a_wrong_setting_and_a_bad_file_are_told(page, training_app, tmp_path):
 
 
 def test_a_run_is_looked_at_once_a_second_while_its_tab_is_and_not_else(page, training_app):
+    _, root = training_app
     asked = []
     page.on("request", lambda request: asked.append(request.url) if request.method == "POST" else None)
     open_form(page)
     start(page, "fourth", 50_000, every=1000)
     expect(page.locator("#progress")).to_contain_text("getting ready")
+    wait_until(lambda: runs.find(root, "fourth").step >= 20)
     until_step(page, 20)
     asked.clear()
     page.wait_for_timeout(5000)
@@ -205,7 +208,7 @@ def test_a_run_is_looked_at_once_a_second_while_its_tab_is_and_not_else(page, tr
     asked.clear()
     page.wait_for_timeout(3000)
     assert asked == []
-    runs.stop(training_app[1], "fourth")
+    runs.stop(root, "fourth")
 
 
 def test_a_run_outlives_the_app_and_says_how_it_was_killed(browser, start_again, tmp_path):
