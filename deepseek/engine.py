@@ -12,10 +12,11 @@ from functools import cache
 import numpy as np
 import torch
 
+from deepseek.candidates import alike, distribution, highest, pick, standing
 from deepseek.decode import Decoder, suits
 from deepseek.intervene import Change, biases, intervened
 from deepseek.model import DeepseekV3ForCausalLM, LatentCache
-from deepseek.sampling import LONGEST_STOP, Context, SamplingParams, apply, entropy, highest, softmax
+from deepseek.sampling import LONGEST_STOP, Context, SamplingParams, apply
 from deepseek.text import TextStream, prompt_ids
 from deepseek.trace import context_length, recorded_routing
 
@@ -143,10 +144,10 @@ def step(texts: list[Text], decoder: Decoder | None = None) -> list[TokenTrace]:
         logits_RV, routing = decoder(last, [text.cache for text in going], more)
         for text, logits_V in zip(going, logits_RV.numpy()):
             text.logits_V = logits_V
-        read = [{layer: (i[r : r + 1], w[r : r + 1]) for layer, (i, w) in routing.items()} for r in range(len(going))]
+        chosen = _strongest_first(routing, len(going))
     else:
-        read = [text.read([token]) for text, token in zip(going, last)]
-    experts = {id(text): _strongest_first(found) for text, found in zip(going, read)}
+        chosen = [_strongest_first(text.read([token]), 1)[0] for text, token in zip(going, last)]
+    experts = {id(text): found for text, found in zip(going, chosen)}
     milliseconds = (time.perf_counter() - began) * 1e3
     return [
         TokenTrace(**how, experts=experts.get(id(text), {}), milliseconds=milliseconds)
@@ -162,28 +163,30 @@ def stream(
     force: Mapping[int, int] | None = None,
     changes: Iterable[Change] = (),
     record: bool = True,
+    plain: bool = False,
 ) -> Iterator[TokenTrace]:
     """Continues `prompt` (text or ids) on any transformers causal language model, a TokenTrace at a time.
 
     The same seed, settings and checkpoint give the same tokens, whatever else runs: a draw depends on the seed, the
     position and the text before it alone. So `force`, ids by their place in the output from 0, puts single tokens in
     another's place and leaves the text before them as it was. `changes` are made to the experts, for this text alone.
-    Closing the generator ends the work. Without `record` candidates, stages and the last token's experts stay empty.
+    Closing the generator ends the work. Without `record` candidates, stages and the last token's experts stay empty. A
+    `plain` text is read by the model's own forward, which is slower and needs no loops compiled.
     Raises ValueError for a prompt that is empty or too long, an id that is not in the vocabulary, a change that cannot be
     made, and damaged weights.
     """
     text = Text(model, tokenizer, prompt, params, force, changes, record)
-    decoder = Decoder(model) if suits(model) else None
+    decoder = Decoder(model) if suits(model) and not plain else None
     while not text.finish:
         yield from step([text], decoder)
 
 
-def _strongest_first(routing: dict) -> dict[int, list[tuple[int, float]]]:
-    """{layer: [(expert, weight), ...]} of one token, from {layer: (indices (1, K), weights (1, K))}."""
-    experts = {}
+def _strongest_first(routing: dict, rows: int) -> list[dict[int, list[tuple[int, float]]]]:
+    """{layer: [(expert, weight), ...]} of each row, from {layer: (indices (rows, K), weights (rows, K))}."""
+    experts: list[dict] = [{} for _ in range(rows)]
     for layer, (indices, weights) in sorted(routing.items()):
-        pairs = zip(indices[0].tolist(), weights[0].tolist())
-        experts[layer] = sorted(pairs, key=lambda pair: -pair[1])
+        for row, ids, shares in zip(experts, indices.tolist(), weights.tolist()):
+            row[layer] = sorted(zip(ids, shares), key=lambda pair: -pair[1])
     return experts
 
 
@@ -194,38 +197,23 @@ def _draw(logits_V, params, context, generator, name, record: bool, forced: int 
         raise ValueError("the model's answer is not a number; its weights are damaged.")
     steps = list(apply(logits_V, params, context))
     *_, ids_N, logits_N = steps[-1]
-    raw_V, final_N = softmax(logits_V), softmax(logits_N)
-    token = int(ids_N[_pick(final_N, generator)]) if forced is None else forced
-    stages, candidates = [], []
-    if record:
-        stages, candidates = _record(logits_V, raw_V, steps, token, name)
-    place, found = _places(ids_N, token)  # a forced token may have been removed
+    (raw_V, entropy), (final_N, _) = distribution(logits_V), distribution(logits_N)
+    # By one uniform number. (torch.multinomial draws one for each token: texts of one seed would share their unlikely ones.)
+    uniform = torch.rand(1, dtype=torch.float64, generator=generator).item()
+    token = int(ids_N[pick(final_N, uniform)]) if forced is None else forced
+    stages, candidates = _record(logits_V, raw_V, steps, token, name) if record else ([], [])
     return token, dict(
         probability=float(raw_V[token]),
-        sampler_probability=float(final_N[place]) if found else 0.0,
+        sampler_probability=float(
+            standing(ids_N, final_N, np.array([token]))[0][0]
+        ),  # 0 of a forced one that was removed
         rank=int(np.count_nonzero(logits_V > logits_V[token])) + 1,
-        entropy=entropy(logits_V, raw_V),
+        entropy=entropy,
         temperature=context.temperature,
         temperature_entropy=context.entropy,
         stages=stages,
         candidates=candidates,
     )
-
-
-def _pick(probabilities_N, generator) -> int:
-    """A draw by one uniform number: where it falls on the cumulated probabilities.
-
-    (torch.multinomial draws a number for each token, so that texts of one seed would share their unlikely tokens.)
-    """
-    total_N = probabilities_N.cumsum(dtype=np.float64)
-    uniform = torch.rand(1, dtype=torch.float64, generator=generator).item()
-    return int(total_N.searchsorted(uniform * total_N[-1], "right"))
-
-
-def _places(ids_N, ids):
-    """Where some ids, or one, stand among `ids_N`, which ascend, and whether they do."""
-    place = np.minimum(ids_N.searchsorted(ids), len(ids_N) - 1)
-    return place, ids_N[place] == ids
 
 
 def _first(logits_N, count: int):
@@ -242,11 +230,11 @@ def _record(logits_V, raw_V, steps, token: int, name) -> tuple[list[Stage], list
     stages, before_N = [], logits_V
     columns, there = [raw_V[ids].tolist()], [[True] * len(ids)]  # of each candidate, after each stage
     for stage, active, ids_N, logits_N in steps:
-        changed = active and not np.array_equal(before_N, logits_N)
+        changed = active and not alike(before_N, logits_N)
         if changed:
-            place, found = _places(ids_N, ids)
-            columns.append((softmax(logits_N)[place] * found).tolist())
-            there.append(found.tolist())
+            shares, stays = standing(ids_N, distribution(logits_N)[0], ids)
+            columns.append(shares.tolist())
+            there.append(stays.tolist())
             before_N = logits_N
         else:
             columns.append(columns[-1])

@@ -11,6 +11,7 @@ a cache entry, C of its latent, N and V of a head's non-rotary key and value.
 """
 
 import threading
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -85,7 +86,7 @@ def _power_of_two(_, exponent):
 
 
 @numba.njit(fastmath=FAST, inline="always")
-def _exp(x):
+def exp(x):
     """e**x by Cephes' expf, which fills vector registers where the library's does not; from -87 to 88."""
     x = min(max(x, np.float32(-87)), np.float32(88))
     whole = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
@@ -201,7 +202,12 @@ def _products(w_ENK, scale_EN, x_RK, ends_E, y_RN, part, parts):
 @numba.njit(**LOOPS, parallel=True)
 def _parallel_products(w_ENK, scale_EN, x_RK, ends_E, y_RN, parts):
     for part in prange(parts):
-        _products(w_ENK, scale_EN, x_RK, ends_E, y_RN, part, parts)
+        _products(w_ENK, scale_EN, x_RK, ends_E, y_RN, np.int64(part), parts)
+
+
+def compiled() -> bool:
+    """Whether the loops of a step lie compiled on the disk, or were at some time: without that it takes ten seconds."""
+    return any(Path(combine.stats.cache_path).glob(f"{Path(__file__).stem}.combine-*.nbc"))
 
 
 def share(threads: int) -> None:
@@ -247,7 +253,7 @@ def gated(gate_up_RX):
     for r in range(len(gate_up_RX)):
         for f in range(width):
             gate = gate_up_RX[r, f]
-            y_RF[r, f] = gate / (np.float32(1) + _exp(-gate)) * gate_up_RX[r, width + f]
+            y_RF[r, f] = gate / (np.float32(1) + exp(-gate)) * gate_up_RX[r, width + f]
     return y_RF
 
 
@@ -271,7 +277,8 @@ def route(logits_RE, bias_RE, chosen, scaling):
             indices_RK[r, k], weights_RK[r, k] = best, scores_E[best]
             total += scores_E[best]
             rank_E[best] = -np.inf
-        weights_RK[r] *= np.float32(scaling) / total
+        for k in range(chosen):
+            weights_RK[r, k] *= np.float32(scaling) / total
     return indices_RK, weights_RK
 
 
@@ -307,7 +314,8 @@ def _append(compressed_RX, latent_at, norm_C, eps, cos_RJ, sin_RJ, caches_R2, li
     entry_W = np.empty(width, np.float32)
     latent_RC = norm(compressed_RX[:, latent_at : latent_at + latent], norm_C, eps)
     for r in range(len(compressed_RX)):
-        entry_W[:latent] = latent_RC[r]
+        for c in range(latent):
+            entry_W[c] = latent_RC[r, c]
         _turned(compressed_RX[r], latent_at + latent, cos_RJ[r], sin_RJ[r], entry_W, latent)
         entries_TW = _entries(caches_R2, r, like_W)
         for w in range(width):
@@ -319,22 +327,23 @@ def _heads(query_X, cos_J, sin_J, up_key_HCN, up_value_HVC, scale, entries_TW, y
     """Attention of heads first to last - 1 into their parts of y (H * V)."""
     (_, latent, nope), value, rotary = up_key_HCN.shape, up_value_HVC.shape[1], 2 * len(cos_J)
     tokens, width = entries_TW.shape
-    ones = np.ones(max(tokens, latent, value), np.float32)
+    ones, none = np.ones(max(tokens, latent, value), np.float32), np.int64(0)
     query_HW = np.empty((last - first, width), np.float32)
     weights_HT = np.empty((last - first, tokens), np.float32)
     latent_1C, value_1V = np.empty((1, latent), np.float32), np.empty((1, value), np.float32)
     for h in range(first, last):
         start = h * (nope + rotary)
         q_1N = query_X[start : start + nope].reshape(1, nope)
-        _product(up_key_HCN[h], ones, q_1N, latent_1C, 0, latent)  # W_UK^T q
-        query_HW[h - first, :latent] = latent_1C[0]
+        _product(up_key_HCN[h], ones, q_1N, latent_1C, none, latent)  # W_UK^T q
+        for c in range(latent):
+            query_HW[h - first, c] = latent_1C[0, c]
         _turned(query_X, start + nope, cos_J, sin_J, query_HW[h - first], latent)
-    _product(entries_TW, ones, query_HW, weights_HT, 0, tokens)
+    _product(entries_TW, ones, query_HW, weights_HT, none, tokens)
     for h in range(first, last):
         weights_T, sum_C = weights_HT[h - first], latent_1C[0]
         highest, total = weights_T.max(), np.float32(0)
         for t in range(tokens):
-            weights_T[t] = _exp((weights_T[t] - highest) * np.float32(scale))
+            weights_T[t] = exp((weights_T[t] - highest) * np.float32(scale))
         for t in range(tokens):
             total += weights_T[t]
         sum_C[:] = 0
@@ -350,7 +359,7 @@ def _heads(query_X, cos_J, sin_J, up_key_HCN, up_value_HVC, scale, entries_TW, y
         for t in range(whole, tokens):
             for c in range(latent):
                 sum_C[c] += weights_T[t] * _loaded(entries_TW[t, c])
-        _product(up_value_HVC[h], ones, latent_1C, value_1V, 0, value)  # W_UV of the sum
+        _product(up_value_HVC[h], ones, latent_1C, value_1V, none, value)  # W_UV of the sum
         for v in range(value):
             y_X[h * value + v] = value_1V[0, v] / total
 
@@ -370,7 +379,9 @@ def _texts(query_RX, cos_RJ, sin_RJ, up_key_HCN, up_value_HVC, scale, caches_R2,
 @numba.njit(**LOOPS, parallel=True)
 def _parallel_texts(query_RX, cos_RJ, sin_RJ, up_key_HCN, up_value_HVC, scale, caches_R2, like_W, y_RX, parts):
     for part in prange(parts):
-        _texts(query_RX, cos_RJ, sin_RJ, up_key_HCN, up_value_HVC, scale, caches_R2, like_W, y_RX, part, parts)
+        _texts(
+            query_RX, cos_RJ, sin_RJ, up_key_HCN, up_value_HVC, scale, caches_R2, like_W, y_RX, np.int64(part), parts
+        )
 
 
 def attend(query_RX, compressed_RX, latent_at, norm_C, eps, cos_RJ, sin_RJ, up_key_HCN, up_value_HVC, scale, caches_R2,

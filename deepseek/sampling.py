@@ -2,9 +2,9 @@
 
 A stage is a function (ids, logits, params, context) -> (ids, logits): of the candidates before it, in the order of their
 ids, those that it leaves. transformers' own processors are used for repetition and n-grams; top-k, top-p and min-p give what
-theirs give, without putting a whole vocabulary in order for every token. The definitions follow CTRL (repetition), OpenAI's API
+theirs give, by the loops of `candidates`. The definitions follow CTRL (repetition), OpenAI's API
 (presence, frequency), Holtzman et al. 2020 (top-p), Fan et al. 2018 (top-k), Nguyen et al. 2024 (min-p) and llama.cpp
-(dynamic temperature, second order). Logits are NumPy's float32: for one row of them torch takes longer to begin than to end.
+(dynamic temperature, second order).
 
 Shape letters: V vocabulary, N candidates.
 """
@@ -16,6 +16,8 @@ from functools import cache
 import numpy as np
 import torch
 from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
+
+from deepseek.candidates import distribution, highest, nucleus
 
 # Repetition and n-gram look at the whole vocabulary, so both orders begin with them.
 ORDERS = {
@@ -29,7 +31,6 @@ ORDERS = {
 SCOPES = ("all", "output")  # prompt and output, or output only
 LONGEST_STOP = 200  # characters of a stop string
 COLDEST = 0.01  # the lowest temperature that divides; 0 is greedy
-FOLD = 16  # logits of which the highest is looked at first
 
 # field: (type, lowest, highest); a tuple of strings lists the choices
 LIMITS = {
@@ -171,7 +172,7 @@ def temperature(ids_N, logits_N, params, context):
     """z / T; T = 0 leaves the most likely token alone. Notes the T it used in the context."""
     value = params.temperature
     if params.dynamic_temperature:
-        context.entropy = entropy(logits_N, softmax(logits_N))
+        _, context.entropy = distribution(logits_N)
         value = dynamic_temperature(context.entropy, len(logits_N), params)
     context.temperature = value
     if value == 0:
@@ -188,37 +189,9 @@ def dynamic_temperature(entropy: float, count: int, params) -> float:
     return low + (high - low) * share**params.temperature_exponent
 
 
-def softmax(logits_N) -> np.ndarray:
-    """The probabilities of candidates (N,), by torch, which takes half of NumPy's time."""
-    return torch.from_numpy(logits_N).softmax(-1).numpy()
-
-
-def entropy(logits_N, shares_N) -> float:
-    """Entropy in nats, never below 0, of the probabilities that `softmax` gives of these logits."""
-    below_N = logits_N - logits_N.max()
-    np.maximum(below_N, np.float32(-1e4), out=below_N)  # 0 times -inf is to be 0
-    return max(0.0, -float(np.log(shares_N.max()) + shares_N @ below_N))
-
-
 def _only(ids_N, logits_N, places):
     """The candidates at some places."""
     return ids_N[places], logits_N[places]
-
-
-def highest(logits_N, count: int) -> np.ndarray:
-    """The places of the `count` highest logits, and of those as high as the lowest of these; ascending.
-
-    Laid in columns of FOLD logits, the highest of each column are many high ones; whatever is lower than `count` of them
-    cannot be meant, and what is left is few.
-    """
-    if count >= len(logits_N):
-        return np.arange(len(logits_N))
-    columns = len(logits_N) // FOLD
-    if columns < count:
-        return np.flatnonzero(logits_N >= np.partition(logits_N, -count)[-count])
-    tops = logits_N[: columns * FOLD].reshape(FOLD, columns).max(0)
-    few = np.flatnonzero(logits_N >= np.partition(tops, -count)[-count])
-    return few[logits_N[few] >= np.partition(logits_N[few], -count)[-count]]
 
 
 def top_k(ids_N, logits_N, params, context):
@@ -227,20 +200,14 @@ def top_k(ids_N, logits_N, params, context):
 
 
 def top_p(ids_N, logits_N, params, context):
-    """Keeps the fewest most likely tokens that reach p together (Holtzman et al. 2020).
-
-    All tokens less likely than (1 - p) / N are not worth 1 - p together, so that only the others have to be put in order.
-    """
-    shares_N = softmax(logits_N)
-    likely = np.flatnonzero(shares_N > (1 - params.top_p) / len(shares_N))
-    order = likely[np.argsort(-shares_N[likely], kind="stable")]
-    count = int(np.count_nonzero(shares_N[order].cumsum() < params.top_p)) + 1
-    return _only(ids_N, logits_N, np.sort(order[:count]))
+    """Keeps the fewest most likely tokens that reach p together (Holtzman et al. 2020)."""
+    shares_N, _ = distribution(logits_N)
+    return _only(ids_N, logits_N, nucleus(shares_N, params.top_p))
 
 
 def min_p(ids_N, logits_N, params, context):
     """Keeps tokens at least min_p times as likely as the most likely one (Nguyen et al. 2024)."""
-    shares_N = softmax(logits_N)
+    shares_N, _ = distribution(logits_N)
     return _only(ids_N, logits_N, np.flatnonzero(shares_N >= params.min_p * shares_N.max()))
 
 

@@ -6,14 +6,13 @@ import json
 import math
 import threading
 
-import numpy as np
 import pytest
 import torch
 
 from deepseek.decode import Decoder, suits
 from deepseek.engine import Text, step, stream
 from deepseek.intervene import Change
-from deepseek.sampling import LONGEST_STOP, Context, SamplingParams, apply, softmax
+from deepseek.sampling import LONGEST_STOP, Context, SamplingParams, apply
 
 PROMPT = "Once upon a time"
 # Few enough candidates are left that the trace lists them all.
@@ -223,6 +222,10 @@ def test_figures_are_those_of_a_full_pass(any_model, tokenizer):
         assert token.sampler_probability == token.probability and token.temperature == 1
 
 
+def softmax(logits_N):
+    return torch.from_numpy(logits_N).softmax(-1)
+
+
 def test_sampler_probability_is_that_of_the_settings(any_model, tokenizer):
     params = SamplingParams(seed=1, max_new_tokens=16, dynamic_temperature=True, order="llama.cpp", **SETTINGS)
     tokens = list(stream(any_model, tokenizer, PROMPT, params))
@@ -230,11 +233,11 @@ def test_sampler_probability_is_that_of_the_settings(any_model, tokenizer):
     for place, token in enumerate(tokens):
         context = Context(tokenizer(PROMPT)["input_ids"], ids_of(tokens[:place]))
         *_, (*_, before), (name, _, ids, final) = apply(logits[token.position - 1].numpy(), params, context)
-        assert token.sampler_probability == pytest.approx(float(softmax(final)[ids == token.id][0]), abs=1e-4)
+        assert token.sampler_probability == pytest.approx(float(softmax(final)[ids == token.id]), abs=1e-4)
         assert token.temperature == pytest.approx(context.temperature, abs=1e-4)
         left = softmax(before)
         assert name == "temperature" and len(left) == token.stages[-2].survivors
-        assert token.temperature_entropy == pytest.approx(float(-(left * np.log(left)).sum()), abs=1e-4)
+        assert token.temperature_entropy == pytest.approx(float(-(left * left.log()).sum()), abs=1e-4)
 
 
 def test_experts_are_those_of_a_full_pass(model, tokenizer, tokens):
@@ -281,6 +284,13 @@ def test_a_stage_tells_whether_it_was_asked_for_and_whether_it_changed_anything(
     assert told["top-k"] == (True, True)
     assert told["min-p"] == told["presence and frequency"] == (True, False)
     assert told["temperature"] == told["repetition"] == (False, False)
+
+
+def test_a_plain_text_is_the_same_and_compiles_nothing(model, tokenizer, tokens, monkeypatch):
+    monkeypatch.setattr("deepseek.engine.Decoder", None)
+    params = SamplingParams(seed=3, max_new_tokens=24, no_repeat_ngram=3, **SETTINGS)
+    for token, plain in zip(tokens, stream(model, tokenizer, PROMPT, params, plain=True), strict=True):
+        assert token.id == plain.id and token.probability == pytest.approx(plain.probability, abs=1e-5)
 
 
 def test_without_record_the_same_tokens_come_with_less_said(model, tokenizer, tokens):

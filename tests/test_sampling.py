@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from deepseek.sampling import LIMITS, ORDERS, Context, SamplingParams, apply, highest
+from deepseek.sampling import LIMITS, ORDERS, Context, SamplingParams, apply
 
 NUMBERS = [name for name, (kind, *_) in LIMITS.items() if kind in (int, float)]
 CHOICES = ["order", "repetition_scope", "penalty_scope"]
@@ -74,18 +74,6 @@ def test_agrees_with_transformers(order, scope):
         actual, _, _ = run(random_logits(seed), params, prompt, output)
         assert torch.equal(actual.isfinite(), expected.isfinite()), params
         torch.testing.assert_close(actual.softmax(-1), expected.softmax(-1), atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("vocabulary", [1, 7, 200, 5000])
-@pytest.mark.parametrize("ties", [False, True])
-def test_the_highest_are_those_of_a_sort_and_whatever_is_as_high_as_the_last(vocabulary, ties):
-    for seed in range(50):
-        logits_V = random_logits(seed, vocabulary)
-        logits_V = logits_V.round() if ties else logits_V
-        logits_V[:: seed + 2] = -math.inf  # as of a model that rules tokens out
-        for count in (1, 3, 50, 400, 10_000):
-            lowest = logits_V.sort(descending=True).values[min(count, vocabulary) - 1]
-            assert highest(logits_V.numpy(), count).tolist() == (logits_V >= lowest).nonzero()[:, 0].tolist()
 
 
 @pytest.mark.parametrize("seen, banned", [([], []), ([1], []), ([1, 1], [1]), ([1, 2], []), ([1, 2, 1], [2])])

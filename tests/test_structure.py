@@ -25,7 +25,7 @@ LAYERS = [
     {"decode", "evaluate", "held", "parallel", "sampling", "text"},
     {"checkpoint", "data", "process"},
     {"model", "folder"},
-    {"product"},
+    {"candidates", "product"},
     {"attention", "balance", "config", "history", "kernels", "loss", "sources"},
 ]
 DEPTH = {module: depth for depth, layer in enumerate(LAYERS) for module in layer}
