@@ -100,6 +100,24 @@ def exp(x):
     return (y * x * x + x + np.float32(1)) * _power_of_two(np.int32(whole))
 
 
+def _added_up(builder, vectors):
+    """A vector of the sums of some vectors, 1 to LANES of them and a power of two.
+
+    Of every vector halves are added until one number is left, in the same order alone as beside others; two vectors whose
+    halves were added take the room of one.
+    """
+    width = LANES  # of what is left of a vector
+    while width > 1:
+        width //= 2
+        low = [start + lane for start in range(0, vectors[0].type.count, 2 * width) for lane in range(width)]
+        if len(vectors) > 1:
+            low += [vectors[0].type.count + lane for lane in low]
+        masks = [ir.Constant(ir.VectorType(BITS, len(low)), [lane + more for lane in low]) for more in (0, width)]
+        pairs = zip(vectors[::2], vectors[1::2]) if len(vectors) > 1 else [vectors * 2]
+        vectors = [builder.fadd(*(builder.shuffle_vector(*pair, mask) for mask in masks)) for pair in pairs]
+    return vectors[0]
+
+
 @intrinsic(prefer_literal=True)
 def _tile(_, w_NK, n, ns, scale_N, x_RK, r, rs, y_RN):
     """y[r:r+rs, n:n+ns] = scale * x W^T, a tile of as many sums as registers hold; ns and rs are literal numbers.
@@ -124,12 +142,13 @@ def _tile(_, w_NK, n, ns, scale_N, x_RK, r, rs, y_RN):
         )
 
         def loaded(row, k, kind, lanes):
-            vector = ir.VectorType(context.get_data_type(kind), lanes)
+            number = context.get_data_type(kind)
+            vector = number if lanes is None else ir.VectorType(number, lanes)
             value = builder.load(builder.gep(row, [k]), align=kind.bitwidth // 8, typ=vector)
             return _as_float(builder, value, kind, lanes)
 
-        def add(sums, k, lanes):
-            """Adds the products of `lanes` columns from the k-th on."""
+        def add(sums, k, lanes=None):
+            """Adds the products of `lanes` columns from the k-th on, or of the k-th alone."""
             ws = [loaded(row, k, w_NK.dtype, lanes) for row in w_rows]
             xs = [loaded(row, k, x_RK.dtype, lanes) for row in x_rows]
             for i, j in places:
@@ -143,18 +162,13 @@ def _tile(_, w_NK, n, ns, scale_N, x_RK, r, rs, y_RN):
                 ahead = builder.gep(row, [builder.add(k, builder.mul(columns, size(AHEAD)))])
                 builder.call(fetch, [ahead, BITS(0), BITS(3), BITS(1)])  # to read, to keep, data
             add(sums, k, LANES)
-        for place in places:  # halves are added until one number is left
-            value, lanes = builder.load(sums[place]), LANES // 2
-            while lanes:
-                low, high = (ir.Constant(ir.VectorType(BITS, lanes), [*range(at, at + lanes)]) for at in (0, lanes))
-                value = builder.fadd(*(builder.shuffle_vector(value, value, half) for half in (low, high)))
-                lanes //= 2
-            sums[place] = cgutils.alloca_once_value(builder, value)
+        finished = _added_up(builder, [builder.load(sums[place]) for place in places])
+        for index, place in enumerate(places):
+            sums[place] = cgutils.alloca_once_value(builder, builder.extract_element(finished, BITS(index)))
         with cgutils.for_range_slice(builder, whole, columns, size(1), size) as (k, _):
-            add(sums, k, 1)
+            add(sums, k)
         for i, j in places:
-            value = builder.extract_element(builder.load(sums[i, j]), BITS(0))
-            value = builder.fmul(value, builder.load(builder.gep(scale.data, [ns_[i]])))
+            value = builder.fmul(builder.load(sums[i, j]), builder.load(builder.gep(scale.data, [ns_[i]])))
             builder.store(value, builder.gep(y.data, [builder.add(builder.mul(rs_[j], outputs), ns_[i])]))
         return context.get_dummy_value()
 
