@@ -52,12 +52,12 @@ class _Causal(torch.autograd.Function):
         to_query, to_key, to_value = torch.empty_like(query_GSQ), torch.zeros_like(key_GSQ), torch.zeros_like(value_GSV)
         for block, seen in _blocks(query_GSQ):
             weights = _weights(query_GSQ[:, block], key_GSQ[:, seen], ctx.scale)
-            to_value[:, seen] += weights.to(value_GSV).mT @ gradient_GSV[:, block]
+            to_value[:, seen].baddbmm_(weights.to(value_GSV).mT, gradient_GSV[:, block])
             to_weights = (gradient_GSV[:, block] @ value_GSV[:, seen].mT).float()
             to_scores = torch._softmax_backward_data(to_weights, weights, -1, torch.float32).to(query_GSQ)
             to_query[:, block] = to_scores @ key_GSQ[:, seen]
-            to_key[:, seen] += to_scores.mT @ query_GSQ[:, block]
-        return to_query.mul_(ctx.scale), to_key.mul_(ctx.scale), to_value, None
+            to_key[:, seen].baddbmm_(to_scores.mT, query_GSQ[:, block], alpha=ctx.scale)
+        return to_query.mul_(ctx.scale), to_key, to_value, None
 
 
 def _blocks(query_GSQ):
@@ -70,7 +70,5 @@ def _blocks(query_GSQ):
 def _weights(query_GSQ, key_GTQ, scale):
     """What the last S of T tokens give to each of the T, (G, S, T) in float32."""
     count, tokens = query_GSQ.shape[1], key_GTQ.shape[1]
-    scores = (query_GSQ.float() * scale) @ key_GTQ.float().mT
-    later = torch.ones(count, count, dtype=torch.bool).triu_(1)
-    scores[:, :, tokens - count :].masked_fill_(later, -math.inf)
-    return scores.softmax(-1)
+    later = torch.full((count, tokens), -math.inf).triu_(1 + tokens - count)
+    return torch.baddbmm(later, query_GSQ.float(), key_GTQ.float().mT, alpha=scale).softmax(-1)

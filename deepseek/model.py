@@ -36,7 +36,9 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from deepseek import attention
 from deepseek.balance import balancing_loss
+from deepseek.grouped import grouped
 from deepseek.loss import cross_entropy
+from deepseek.norm import rms_norm
 
 LATENT_NORM_EPS = 1e-6  # the stock model's latent norms do not follow config.rms_norm_eps
 MANY = 64  # tokens from which their products cost more than the reading of weights
@@ -80,7 +82,7 @@ class DeepseekV3RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class DeepseekV3RotaryEmbedding(nn.Module):
@@ -344,6 +346,7 @@ class DeepseekV3Experts(nn.Module):
         self.act = ACT2FN[config.hidden_act]
 
     def one(self, x, gate_up_FD, down_DF):
+        """What a single expert gives."""
         gate, up = F.linear(x, gate_up_FD.to(x.dtype)).chunk(2, -1)
         return F.linear(self.act(gate) * up, down_DF.to(x.dtype))
 
@@ -352,16 +355,15 @@ class DeepseekV3Experts(nn.Module):
         if tokens == 1:
             outputs = [self.one(x_XD, self.gate_up_proj[e], self.down_proj[e]) for e in indices_XK[0].tolist()]
             return weights_XK.to(x_XD.dtype) @ torch.cat(outputs)
+        kind = x_XD.device.type
+        if torch.is_autocast_enabled(kind):
+            x_XD = x_XD.to(torch.get_autocast_dtype(kind))
         order = indices_XK.flatten().argsort(stable=True)  # assignments, sorted by expert
         counts = torch.bincount(indices_XK.flatten(), minlength=len(self.gate_up_proj)).tolist()
-        groups = x_XD.index_select(0, order // chosen).split(counts)
-        outputs = [
-            self.one(group, gate_up, down)
-            for group, gate_up, down in zip(groups, self.gate_up_proj.unbind(), self.down_proj.unbind())
-            if len(group)
-        ]
+        gate, up = grouped(x_XD.index_select(0, order // chosen), self.gate_up_proj, counts).chunk(2, -1)
+        outputs_AD = grouped(self.act(gate) * up, self.down_proj, counts)
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        outputs_XKD = torch.cat(outputs).index_select(0, back).view(tokens, chosen, -1)
+        outputs_XKD = outputs_AD.index_select(0, back).view(tokens, chosen, -1)
         return (weights_XK.to(outputs_XKD.dtype).unsqueeze(1) @ outputs_XKD).squeeze(1)
 
 

@@ -26,7 +26,7 @@ LAYERS = [
     {"checkpoint", "data", "process"},
     {"model", "folder"},
     {"candidates", "product"},
-    {"attention", "balance", "config", "history", "kernels", "loss", "sources"},
+    {"attention", "balance", "config", "grouped", "history", "kernels", "loss", "norm", "sources"},
 ]
 DEPTH = {module: depth for depth, layer in enumerate(LAYERS) for module in layer}
 
