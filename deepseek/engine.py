@@ -201,12 +201,11 @@ def _draw(logits_V, params, context, generator, name, record: bool, forced: int 
     # By one uniform number. (torch.multinomial draws one for each token: texts of one seed would share their unlikely ones.)
     uniform = torch.rand(1, dtype=torch.float64, generator=generator).item()
     token = int(ids_N[pick(final_N, uniform)]) if forced is None else forced
+    chance, _ = standing(ids_N, final_N, np.array([token]))  # 0 of a forced token that was removed
     stages, candidates = _record(logits_V, raw_V, steps, token, name) if record else ([], [])
     return token, dict(
         probability=float(raw_V[token]),
-        sampler_probability=float(
-            standing(ids_N, final_N, np.array([token]))[0][0]
-        ),  # 0 of a forced one that was removed
+        sampler_probability=float(chance[0]),
         rank=int(np.count_nonzero(logits_V > logits_V[token])) + 1,
         entropy=entropy,
         temperature=context.temperature,

@@ -5,6 +5,9 @@ anything. These loops read weights as they are stored, float32, bfloat16 (its bi
 float32. What comes out for a row depends neither on the rows beside it nor on the number of threads, to the last bit:
 every sum is taken in one order.
 
+What a loop looks like is also a matter of how long it takes to compile: numbers are copied one by one, since a slice brings
+the complaint about shapes that do not fit, and what runs on threads is told its part in the kind of number of all callers.
+
 Shape letters: R rows, one a text; N and K a matrix's rows and columns, E matrices; X the width of several vectors side by side;
 D hidden width, E experts, K also experts a token, F an expert's inner width; H heads, T tokens attended to, W width of
 a cache entry, C of its latent, N and V of a head's non-rotary key and value.
