@@ -163,20 +163,18 @@ def stream(
     force: Mapping[int, int] | None = None,
     changes: Iterable[Change] = (),
     record: bool = True,
-    plain: bool = False,
 ) -> Iterator[TokenTrace]:
     """Continues `prompt` (text or ids) on any transformers causal language model, a TokenTrace at a time.
 
     The same seed, settings and checkpoint give the same tokens, whatever else runs: a draw depends on the seed, the
     position and the text before it alone. So `force`, ids by their place in the output from 0, puts single tokens in
     another's place and leaves the text before them as it was. `changes` are made to the experts, for this text alone.
-    Closing the generator ends the work. Without `record` candidates, stages and the last token's experts stay empty. A
-    `plain` text is read by the model's own forward, which is slower and needs no loops compiled.
+    Closing the generator ends the work. Without `record` candidates, stages and the last token's experts stay empty.
     Raises ValueError for a prompt that is empty or too long, an id that is not in the vocabulary, a change that cannot be
     made, and damaged weights.
     """
     text = Text(model, tokenizer, prompt, params, force, changes, record)
-    decoder = Decoder(model) if suits(model) and not plain else None
+    decoder = Decoder(model) if suits(model) else None
     while not text.finish:
         yield from step([text], decoder)
 

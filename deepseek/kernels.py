@@ -14,7 +14,6 @@ a cache entry, C of its latent, N and V of a head's non-rotary key and value.
 """
 
 import threading
-from pathlib import Path
 
 import numba
 import numpy as np
@@ -220,11 +219,6 @@ def _products(w_ENK, scale_EN, x_RK, ends_E, y_RN, part, parts):
 def _parallel_products(w_ENK, scale_EN, x_RK, ends_E, y_RN, parts):
     for part in prange(parts):
         _products(w_ENK, scale_EN, x_RK, ends_E, y_RN, np.int64(part), parts)
-
-
-def compiled() -> bool:
-    """Whether the loops of a step lie compiled on the disk, or were at some time: without that it takes ten seconds."""
-    return any(Path(combine.stats.cache_path).glob(f"{Path(__file__).stem}.combine-*.nbc"))
 
 
 def share(threads: int) -> None:

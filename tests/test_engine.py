@@ -286,13 +286,6 @@ def test_a_stage_tells_whether_it_was_asked_for_and_whether_it_changed_anything(
     assert told["temperature"] == told["repetition"] == (False, False)
 
 
-def test_a_plain_text_is_the_same_and_compiles_nothing(model, tokenizer, tokens, monkeypatch):
-    monkeypatch.setattr("deepseek.engine.Decoder", None)
-    params = SamplingParams(seed=3, max_new_tokens=24, no_repeat_ngram=3, **SETTINGS)
-    for token, plain in zip(tokens, stream(model, tokenizer, PROMPT, params, plain=True), strict=True):
-        assert token.id == plain.id and token.probability == pytest.approx(plain.probability, abs=1e-5)
-
-
 def test_without_record_the_same_tokens_come_with_less_said(model, tokenizer, tokens):
     plain = generate(model, tokenizer, seed=3, max_new_tokens=24, no_repeat_ngram=3, record=False, **SETTINGS)
     assert ids_of(plain) == ids_of(tokens)

@@ -1,13 +1,8 @@
 """The compiled loops against NumPy and torch, and against themselves in other company."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
-from running import ROOT
 
 from deepseek import kernels
 from deepseek.product import Product
@@ -87,16 +82,3 @@ def test_a_number_that_is_not_one_stays_visible():
     made, _, x = product("float32", 8, 16, 1)
     x[0, 3] = np.nan
     assert np.isnan(made(x, threads=1)).all() and np.isnan(kernels.norm(x, np.ones(16, np.float32), 1e-6)).all()
-
-
-def test_it_is_known_whether_the_loops_lie_compiled(tmp_path):
-    code = """
-import numpy as np
-from deepseek import kernels
-print(kernels.compiled())
-kernels.combine(np.ones((1, 4), np.float32), np.array([0]), np.ones((1, 1), np.float32), np.zeros((1, 4), np.float32))
-print(kernels.compiled())
-"""
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE)
-    assert done.stdout.split() == ["False", "True"]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from deepseek import engine, kernels
+from deepseek import engine
 from deepseek.checkpoint import CheckpointError, commits
 from deepseek.engine import TokenTrace
 from deepseek.held import Held
@@ -87,9 +87,6 @@ def stream(model, tokenizer, prompt, params, forced=None, changes: Iterable[Chan
     """`engine.stream` by a model that `opened` gave, under `changes`."""
     if zerogpu.lends(model):
         return zerogpu.stream(model.name_or_path, prompt, params, dict(forced or {}), list(changes))
-    if _workers and _workers.ready[0].opened.is_set():
+    if _workers and _workers.ready[0].opened.is_set():  # until then a text is sooner written here
         return _workers.stream(model.name_or_path, prompt, params, forced, changes)
-    # Until then a text is sooner written here: at a first start without the loops that the process compiles meanwhile.
-    return engine.stream(
-        model, tokenizer, prompt, params, forced, changes, plain=bool(_workers) and not kernels.compiled()
-    )
+    return engine.stream(model, tokenizer, prompt, params, forced, changes)
