@@ -57,15 +57,16 @@ def fill(page, label, value):
 
 def start(page, name, steps, every=20):
     """A small run of the built-in text; the form must be open."""
-    fill(page, "name", name)
     fill(page, "size", "tiny")
     labelled(page, "size").press("Enter")
     expect(labelled(page, "learning rate (lr)")).to_have_value("0.002")
-    for label, value in (("steps", steps), ("batch size", 4), ("context", 32)):
+    # By now the form has stood for an answer of the server; a control drawn this moment may still set its first value.
+    for label, value in (("name", name), ("steps", steps), ("batch size", 4), ("context", 32)):
         fill(page, label, value)
     page.get_by_role("button", name="all settings").click()
     for label, value in (("checkpoint every", every), ("valid every", 0), ("sample every", 20)):
         fill(page, label, value)
+    expect(labelled(page, "name")).to_have_value(name)
     page.get_by_role("button", name="Start", exact=True).click()
 
 
