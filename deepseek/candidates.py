@@ -20,12 +20,12 @@ LOWEST = np.float32(-87)  # e to that is the least float32 of full precision
 @numba.njit(fastmath=FAST, **LOOPS)
 def distribution(logits_N):
     """(probabilities (N,), their entropy in nats) of logits; less than e**-87 of the highest counts as 0."""
-    highest, total, sunk = np.float32(-np.inf), np.float32(0), np.float32(0)
+    peak, total, sunk = np.float32(-np.inf), np.float32(0), np.float32(0)
     for top in _tops(logits_N, min(4 * FOLD, len(logits_N))):
-        highest = max(highest, top)
+        peak = max(peak, top)
     shares_N = np.empty_like(logits_N)
     for n in range(len(logits_N)):
-        below = logits_N[n] - highest
+        below = logits_N[n] - peak
         share = exp(below) if below > LOWEST else np.float32(0)
         shares_N[n] = share
         total += share

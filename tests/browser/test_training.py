@@ -60,7 +60,7 @@ def start(page, name, steps, every=20):
     fill(page, "size", "tiny")
     labelled(page, "size").press("Enter")
     expect(labelled(page, "learning rate (lr)")).to_have_value("0.002")
-    # By now the form has stood for an answer of the server; a control drawn this moment may still set its first value.
+    # Not sooner: typed the moment the form was drawn, a name was lost on a busy machine; why is not known yet.
     for label, value in (("name", name), ("steps", steps), ("batch size", 4), ("context", 32)):
         fill(page, label, value)
     page.get_by_role("button", name="all settings").click()
@@ -133,7 +133,7 @@ def test_a_run_is_paused_resumed_downloaded_laid_over_and_deleted(page, training
     open_form(page)
     start(page, "second", 50_000)
     expect(page.locator("#progress")).to_contain_text("getting ready")
-    wait_until(lambda: runs.find(root, "second").step >= 40)  # until then the curve may still be another run's
+    wait_until(lambda: runs.find(root, "second").step >= 40)  # the curve alone could be another run's
     until_step(page, 40)
     page.get_by_role("button", name="Pause", exact=True).click()
     expect(page.locator("#progress")).to_contain_text("paused")
