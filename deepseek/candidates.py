@@ -148,14 +148,14 @@ def pick(shares_N, uniform):
 @numba.njit(**LOOPS)
 def standing(ids_N, shares_N, ids_M):
     """(shares (M,), whether they have one (M,)) of some ids; those of the candidates ascend."""
-    shares_M, there_M = np.zeros(len(ids_M), np.float32), np.zeros(len(ids_M), np.bool_)
+    shares_M, there_M = np.empty(len(ids_M), np.float32), np.empty(len(ids_M), np.bool_)
     for m in range(len(ids_M)):
         low, high = 0, len(ids_N) - 1
         while low < high:
             middle = (low + high) >> 1
             low, high = (middle + 1, high) if ids_N[middle] < ids_M[m] else (low, middle)
-        if ids_N[low] == ids_M[m]:
-            shares_M[m], there_M[m] = shares_N[low], True
+        there_M[m] = ids_N[low] == ids_M[m]
+        shares_M[m] = shares_N[low] if there_M[m] else 0
     return shares_M, there_M
 
 

@@ -47,7 +47,7 @@ class Attention:
     def __call__(self, x_RD, cos_RJ, sin_RJ, caches_R2, like_W, threads: int):
         compressed_RX = query_RX = self.down(x_RD, threads)
         if self.up_query:
-            query_RX = self.up_query(kernels.norm(compressed_RX, self.query_norm, LATENT_NORM_EPS), threads)
+            query_RX = self.up_query(kernels.norm(compressed_RX, 0, self.query_norm, LATENT_NORM_EPS), threads)
         y_RX = kernels.attend(query_RX, compressed_RX, self.latent_at, self.latent_norm, LATENT_NORM_EPS, cos_RJ, sin_RJ,
                               self.up_key_HCN, self.up_value_HVC, self.scale, caches_R2, like_W, threads)  # fmt: skip
         return self.out(y_RX, threads)
@@ -157,13 +157,13 @@ class Decoder:
             for layer in entries:
                 layer.extend(self.blank, 1)
             caches_R2 = np.array([(layer.keys.data_ptr(), layer.length) for layer in entries])
-            h_RD = kernels.norm(x_RD, before, self.eps)
+            h_RD = kernels.norm(x_RD, 0, before, self.eps)
             x_RD += attention(h_RD, cos_RJ, sin_RJ, caches_R2, self.like_W, threads)
-            h_RD = kernels.norm(x_RD, between, self.eps)
+            h_RD = kernels.norm(x_RD, 0, between, self.eps)
             if isinstance(mlp, Mixture):
                 y_RD, *routing[index] = mlp(h_RD, (more or {}).get(index, np.float32(0)), threads)
                 x_RD += y_RD
             else:
                 x_RD += mlp(h_RD, threads)
-        logits_RV = self.head(kernels.norm(x_RD, self.norm, self.eps), threads)
+        logits_RV = self.head(kernels.norm(x_RD, 0, self.norm, self.eps), threads)
         return torch.from_numpy(logits_RV), routing

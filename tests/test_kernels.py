@@ -58,7 +58,7 @@ def test_int8_keeps_every_row_within_half_a_step():
 def test_the_norm_is_torch_s():
     x, weight = torch.randn(3, 70), torch.randn(64)
     expected = torch.nn.functional.rms_norm(x[:, :64], (64,), weight, 1e-6)
-    assert torch.allclose(torch.from_numpy(kernels.norm(x.numpy(), weight.numpy(), 1e-6)), expected, atol=1e-6)
+    assert torch.allclose(torch.from_numpy(kernels.norm(x.numpy(), 0, weight.numpy(), 1e-6)), expected, atol=1e-6)
 
 
 def test_the_gate_is_torch_s_from_end_to_end_of_its_range():
@@ -81,4 +81,4 @@ def test_routing_chooses_by_rank_and_weighs_by_score():
 def test_a_number_that_is_not_one_stays_visible():
     made, _, x = product("float32", 8, 16, 1)
     x[0, 3] = np.nan
-    assert np.isnan(made(x, threads=1)).all() and np.isnan(kernels.norm(x, np.ones(16, np.float32), 1e-6)).all()
+    assert np.isnan(made(x, threads=1)).all() and np.isnan(kernels.norm(x, 0, np.ones(16, np.float32), 1e-6)).all()
