@@ -2,7 +2,7 @@
 
 import shutil
 from dataclasses import MISSING, asdict, fields
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
 
 import gradio as gr
@@ -87,7 +87,7 @@ def control(field, default) -> gr.components.Component:
 def free_name() -> str:
     """A name that no run has yet."""
     taken = {folder.name for folder in Path(runs.ROOT).glob("*")}
-    return next(name for name in ("run", *(f"run-{i}" for i in range(2, 10**6))) if name not in taken)
+    return next(name for name in chain(["run"], map("run-{}".format, count(2))) if name not in taken)
 
 
 def starts() -> list[tuple[str, str]]:
