@@ -3,10 +3,15 @@
 import contextlib
 import gc
 import os
+import subprocess
 import sys
+from pathlib import Path
 from unittest import mock
 
-gc.disable()  # until all is imported: nothing of it goes away, and looking again and again takes a tenth of the start
+# The loops that write texts are compiled, where they are not on disk yet, while this process imports the rest.
+compiling = subprocess.Popen([sys.executable, "-P", Path(__file__).with_name("deepseek") / "warm.py", *sys.argv[1:2]])
+
+gc.disable()  # until the page is built: nothing of it goes away, and looking again and again takes a tenth of the start
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # the page works without any network
 # After every event gradio would sum up its last 10,000 in a table, for a page of figures that nobody opens here.
 os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
@@ -19,9 +24,6 @@ with mock.patch("inspect.getfile", side_effect=OSError):  # without it gradio lo
 from starlette.middleware import Middleware
 
 from deepseek.ui import door, page, playground, served, sessions
-
-gc.freeze()
-gc.enable()
 
 SYSTEM_FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif"]
 THEME = gr.themes.Default(
@@ -39,11 +41,17 @@ THEME = gr.themes.Default(
 def main():
     try:
         model, tokenizer = served.opened(sys.argv[1] if len(sys.argv) > 1 else served.DEMO)
-        served.start_workers(playground.PLACES, playground.THREADS, model.name_or_path)
     except ValueError as error:
         sys.exit(f"error: {error}")
+
+    def compiled():
+        compiling.wait()
+        served.start_workers(playground.PLACES, playground.THREADS, model.name_or_path)
+
     sessions.lighten()
-    demo = page.build(model, tokenizer)
+    demo = page.build(model, tokenizer, compiled)
+    gc.freeze()
+    gc.enable()
     demo.queue(max_size=64).launch(
         theme=THEME,
         css_paths="assets/style.css",

@@ -15,7 +15,7 @@ LAYERS = [
     {"app"},
     {"ui"},
     {"generate", "bench"},
-    {"plots", "runs", "record", "worker"},
+    {"plots", "runs", "record", "worker", "warm"},
     {"engine", "routing"},
     {"intervene", "train"},
     {"room"},

@@ -46,10 +46,9 @@ def path(seen: Reading, index: int):
     return plots.token_path(seen.tokens[index], index, seen.routing)
 
 
-def build(model, tokenizer, text: str, first, checkpoint: gr.State) -> View:
-    """Draws the tab with Trace `first` of `text` in it."""
+def build(model, text: str, first, readings: dict, checkpoint: gr.State) -> View:
+    """Draws the tab with Trace `first` of `text` in it, and the `readings` of longer.EXAMPLES."""
     gr.Markdown("Every token is sent to a few experts in each layer of experts. Which ones?")
-    readings = {name: longer.read(model, tokenizer, longer.example(name)) for name in longer.EXAMPLES}
     with gr.Tabs():
         with gr.Tab("This text"):
             view = this_text(text, first)

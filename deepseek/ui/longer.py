@@ -24,6 +24,11 @@ def example(name: str) -> str:
     return (TEXTS / f"{name}.txt").read_text("utf-8").strip()
 
 
+def examples(model, tokenizer) -> dict[str, Reading]:
+    """All EXAMPLES, read."""
+    return {name: read(model, tokenizer, example(name)) for name in EXAMPLES}
+
+
 def read(model, tokenizer, text, tell=lambda part: None) -> Reading:
     """`routing.read` within DEADLINE seconds, telling the part done. Raises gr.Error."""
     began = time.monotonic()

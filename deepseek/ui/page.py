@@ -15,6 +15,7 @@ from deepseek.ui import (
     experts,
     intervene,
     layers,
+    longer,
     playground,
     subject,
     train,
@@ -22,38 +23,45 @@ from deepseek.ui import (
 )
 
 TITLE = "DeepSeek playground"
+TABS = ("Playground", "Experts", "Attention", "Layers", "Intervene", "Compare", "Train", "Model")
 INTRO = "# Watch a mixture of experts think, token by token"
 
 
-def build(model, tokenizer) -> gr.Blocks:
-    """The page over one model. A first text is generated now, so that every panel has something to show."""
+def build(model, tokenizer, compiled=lambda: None) -> gr.Blocks:
+    """The page over one model. A first text is written now, so that every panel has something to show.
+
+    `compiled` returns once that can begin; what shows no text is made before.
+    """
     torch.set_num_threads(playground.THREADS)
-    params = SamplingParams(**controls.PRESETS[controls.FIRST], max_new_tokens=64, seed=7)
-    *_, first = playground.generate(model, tokenizer, playground.EXAMPLES[0], params)
-    seen = trace(model, tokenizer, first.text)
     with checked.Checked(title=TITLE, analytics_enabled=False) as demo:
         checkpoint = gr.State(model.name_or_path)  # the path of the one that this reader looks at, on all tabs
         gr.Markdown(INTRO)
         which = gr.Markdown(about.headline(model.name_or_path), elem_id="which")
         with gr.Tabs() as tabs:
-            with gr.Tab("Playground"):
+            tab = {name: gr.Tab(name) for name in TABS}
+            with tab["Train"]:
+                train.build(demo, tab["Train"], tabs)
+            with tab["Model"]:
+                about.build(model, tab["Model"], checkpoint, which)
+            readings = longer.examples(model, tokenizer)
+            compiled()
+            params = SamplingParams(**controls.PRESETS[controls.FIRST], max_new_tokens=64, seed=7)
+            *_, first = playground.generate(model, tokenizer, playground.EXAMPLES[0], params)
+            seen = trace(model, tokenizer, first.text)
+            with tab["Playground"]:
                 generation, ended = playground.build(demo, checkpoint, first)
-            with gr.Tab("Experts") as experts_tab:
-                experts_view = experts.build(model, tokenizer, first.text, seen, checkpoint)
-            with gr.Tab("Attention") as attention_tab:
-                attention_view = attention.build(model, tokenizer, first.text, seen, checkpoint)
-            with gr.Tab("Layers") as layers_tab:
-                layers_view = layers.build(model, tokenizer, first.text, seen, checkpoint)
-            with gr.Tab("Intervene") as intervene_tab:
-                intervene.build(model, first.prompt, checkpoint, intervene_tab)
-            with gr.Tab("Compare"):
+            with tab["Experts"]:
+                views = {"Experts": experts.build(model, first.text, seen, readings, checkpoint)}
+            with tab["Attention"]:
+                views["Attention"] = attention.build(model, tokenizer, first.text, seen, checkpoint)
+            with tab["Layers"]:
+                views["Layers"] = layers.build(model, tokenizer, first.text, seen, checkpoint)
+            with tab["Intervene"]:
+                intervene.build(model, first.prompt, checkpoint, tab["Intervene"])
+            with tab["Compare"]:
                 compare.build(model, tokenizer, first.prompt, checkpoint)
-            with gr.Tab("Train") as train_tab:
-                train.build(demo, train_tab, tabs)
-            with gr.Tab("Model") as model_place:
-                about.build(model, model_place, checkpoint, which)
-        for view, tab in ((experts_view, experts_tab), (attention_view, attention_tab), (layers_view, layers_tab)):
-            subject.connect(view, tab, first.text, checkpoint, generation, ended)
+        for name, view in views.items():
+            subject.connect(view, tab[name], first.text, checkpoint, generation, ended)
         api.build(model.name_or_path)
         train_api.build()
     return demo
