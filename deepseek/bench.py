@@ -29,7 +29,7 @@ from deepseek.sampling import SamplingParams
 from deepseek.train import keep_freed_memory
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.bfloat16}  # of what is not a weight in int8
-CONTEXTS = (64, 1024, 2048)
+CONTEXTS = (64, 1024, 2048)  # or as far as the model reaches
 PREFILL, TRAIN = 512, (8, 256)  # tokens; sequences x tokens
 NEW = 24  # tokens decoded in one go
 TOGETHER = 8  # texts in one batched step
@@ -39,6 +39,13 @@ PEER = Path(__file__).parents[1] / "tests" / "llama_cpp_peer.py"
 PEAK = """
 from pathlib import Path
 print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+"""
+ANY_FIRST_TOKEN = """
+import sys, torch
+from deepseek import bench
+torch.set_num_threads(int(sys.argv[2]))
+engine = getattr(bench, sys.argv[4])(sys.argv[1], sys.argv[3])
+engine.next(5, engine.read(torch.tensor([[5, 6, 7]]), 1))
 """
 FIRST_TOKEN = """
 import sys, torch
@@ -131,11 +138,10 @@ def prefill_rate(engine) -> float:
     return PREFILL / seconds(lambda: engine.read(ids))
 
 
-def decoding(folder, name: str, precision: str, rounds: int) -> dict[str, dict[str, list[float]]]:
+def decoding(folder, contexts: list[int], precision: str, rounds: int) -> dict[str, dict[str, list[float]]]:
     """{figure: {engine: a rate each round}} of decoding and prefill."""
     engines, found = [Ours(folder, precision), Theirs(folder, precision)], {}
-    longest = engines[0].model.config.max_position_embeddings
-    work = {f"decode, {n} context": (lambda e, n=n: decode_rate(e, n)) for n in CONTEXTS if n + NEW + 2 <= longest}
+    work = {f"decode, {n} context": (lambda e, n=n: decode_rate(e, n)) for n in contexts}
     if precision != "int8":  # a prompt is read by the model's own forward, whatever the decoder's weights
         work["prefill 512"] = prefill_rate
     for figure, rate in work.items():
@@ -215,19 +221,17 @@ def training(name: str, cast: torch.dtype | None, rounds: int) -> dict[str, dict
     return {f"training 8 x 256 ({best})": {"ours": rates["ours"], "stock": rates[best]}}
 
 
-def whole_process(folder, threads: int, rounds: int) -> dict[str, dict[str, list[float]]]:
+def whole_process(programs: dict[str, list], rounds: int) -> dict[str, dict[str, list[float]]]:
     """From the start of a process to its first token, in seconds, and the most memory it took, in MiB.
 
-    Raises RuntimeError where a process fails.
+    `programs` are each engine's Python and its arguments. Raises RuntimeError where a process fails.
     """
     found: dict[str, dict[str, list[float]]] = {}
     for _ in range(rounds):
-        for name, code in (("ours", FIRST_TOKEN), ("stock", STOCK_FIRST_TOKEN)):
-            command = ["-c", code + PEAK, str(folder), str(threads)]
+        for name, (code, *arguments) in programs.items():
+            command = [sys.executable, "-c", code + PEAK, *map(str, arguments)]
             began = time.perf_counter()
-            ended = subprocess.run(
-                [sys.executable, *command], cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True
-            )
+            ended = subprocess.run(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True)
             if ended.returncode:
                 raise RuntimeError(f"{name} ended with status {ended.returncode}.")
             peak = int(ended.stdout.split()[-1]) / 1024
@@ -237,13 +241,14 @@ def whole_process(folder, threads: int, rounds: int) -> dict[str, dict[str, list
     return found
 
 
-def llama_cpp(folder, precision: str, python: str, threads: int, rounds: int) -> dict[str, list[float]]:
+def llama_cpp(folder, contexts: list[int], precision: str, python: str, threads: int, rounds: int):
     """{figure: a rate each round} of llama.cpp, by tests/llama_cpp_peer.py run with `python`, which has llama_cpp and gguf."""
     kind = {"fp32": "f32", "bf16": "bf16", "int8": "q8_0"}[precision]
-    names = {"decode_64": "decode, 64 context", "decode_1024": "decode, 1024 context", "prefill_512": "prefill 512"}
+    names = {"prefill_512": "prefill 512", **{f"decode_{n}": f"decode, {n} context" for n in contexts}}
     found: dict[str, list[float]] = {}
     for _ in range(rounds):
         command = [python, PEER, folder, "--type", kind, "--threads", str(threads), "--new", str(NEW)]
+        command += ["--contexts", *map(str, contexts)]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         answer = json.loads(output.splitlines()[-1])
         for key, figure in names.items():
@@ -289,18 +294,25 @@ def main():
             torch.manual_seed(0)
             DeepseekV3ForCausalLM(preset(name)).save_pretrained(folder)
             for precision in args.precisions if "decoding" not in args.skip else ():
-                figures = decoding(folder, name, precision, args.rounds)
+                contexts = sorted({min(n, preset(name).max_position_embeddings - NEW - 2) for n in CONTEXTS})
+                figures = decoding(folder, contexts, precision, args.rounds)
                 if args.llama_cpp:
-                    peer = llama_cpp(folder, precision, args.llama_cpp, args.threads, args.rounds)
+                    peer = llama_cpp(folder, contexts, precision, args.llama_cpp, args.threads, args.rounds)
                     for figure, rates in peer.items():
                         if figure in figures:
                             figures[figure]["llama.cpp"] = rates
                 show(f"{name}, {precision}", figures | traced(folder, precision, args.rounds))
+            for precision in args.precisions if "process" not in args.skip else ():
+                first = [ANY_FIRST_TOKEN, folder, args.threads, precision]
+                programs = {"ours": [*first, "Ours"], "stock": [*first, "Theirs"]}
+                show(f"{name}, {precision}", whole_process(programs, max(1, args.rounds // 2)))
         if "training" not in args.skip:
             for cast, label in ((None, "fp32"), (torch.bfloat16, "bf16 autocast")):
                 show(f"{name}, {label}", training(name, cast, max(1, args.rounds // 2)))
     if "process" not in args.skip:
-        show("assets/demo", whole_process(Path(__file__).parents[1] / "assets" / "demo", args.threads, args.rounds))
+        demo = [Path(__file__).parents[1] / "assets" / "demo", args.threads]
+        programs = {"ours": [FIRST_TOKEN, *demo], "stock": [STOCK_FIRST_TOKEN, *demo]}
+        show("assets/demo", whole_process(programs, args.rounds))
 
 
 def processor() -> str:

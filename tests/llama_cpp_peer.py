@@ -7,7 +7,7 @@
 CHECKPOINT_DIR holds config.json and model.safetensors with transformers' DeepseekV3ForCausalLM names
 (per-expert tensors). The GGUF carries no tokenizer: prompts are token ids drawn from --seed, so the same
 ids can be fed to another engine (see `token_ids`). --logits saves the last-position logits, shape (prompt, vocab).
-Figures printed: decode tokens/s after a short and a 1024-token prompt, prefill tokens/s; each the best of --repeat.
+Figures printed: decode tokens/s after prompts of --contexts tokens, prefill tokens/s; each the best of --repeat.
 """
 
 import argparse
@@ -163,13 +163,15 @@ def main():
     parser.add_argument("--new", type=int, default=64)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--contexts", type=int, nargs="+", default=[64, 1024])
     parser.add_argument("--logits", help="save the logits after each prefix of a 32-token prompt here (.npy)")
     args = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.gguf"
         vocab = write_gguf(args.checkpoint, path, args.type)
-        engine = LlamaCpp(path, args.threads, cache_type=0 if args.type == "f32" else 1)
+        context = max(2048, max(args.contexts) + args.new * args.repeat)
+        engine = LlamaCpp(path, args.threads, context, cache_type=0 if args.type == "f32" else 1)
         if args.logits:
             rows = []
             for token in token_ids(32, vocab, args.seed):
@@ -178,7 +180,7 @@ def main():
             np.save(args.logits, np.stack(rows))
             engine.clear()
         figures = {"engine": "llama.cpp", "type": args.type, "threads": args.threads}
-        for name, prompt in (("decode_64", 64), ("decode_1024", 1024)):
+        for prompt in args.contexts:
             engine.clear()
             engine.decode(token_ids(prompt, vocab, args.seed))
             new = iter(token_ids(args.new * args.repeat, vocab, args.seed + 1))
@@ -187,7 +189,7 @@ def main():
                 for _ in range(args.new):
                     engine.decode([next(new)])
 
-            figures[name] = best_rate(decode, args.new, args.repeat)
+            figures[f"decode_{prompt}"] = best_rate(decode, args.new, args.repeat)
 
         def prefill():
             engine.clear()
