@@ -1,5 +1,7 @@
 """The whole page: tabs side by side, and what one tab tells another."""
 
+from collections.abc import Callable
+
 import gradio as gr
 import torch
 
@@ -27,7 +29,7 @@ TABS = ("Playground", "Experts", "Attention", "Layers", "Intervene", "Compare", 
 INTRO = "# Watch a mixture of experts think, token by token"
 
 
-def build(model, tokenizer, compiled=lambda: None) -> gr.Blocks:
+def build(model, tokenizer, compiled: Callable[[], None]) -> gr.Blocks:
     """The page over one model. A first text is written now, so that every panel has something to show.
 
     `compiled` returns once that can begin; what shows no text is made before.
