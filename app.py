@@ -5,11 +5,10 @@ import gc
 import os
 import subprocess
 import sys
-from pathlib import Path
 from unittest import mock
 
 # The loops that write texts are compiled, where they are not on disk yet, while this process imports the rest.
-compiling = subprocess.Popen([sys.executable, "-P", Path(__file__).with_name("deepseek") / "warm.py", *sys.argv[1:2]])
+compiling = subprocess.Popen([sys.executable, "-m", "deepseek.kernels.warmup", *sys.argv[1:2]])
 
 gc.disable()  # until the page is built: nothing of it goes away, and looking again and again takes a tenth of the start
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # the page works without any network
@@ -23,7 +22,9 @@ with mock.patch("inspect.getfile", side_effect=OSError):  # without it gradio lo
     import gradio as gr
 from starlette.middleware import Middleware
 
-from deepseek.ui import door, page, playground, served, sessions
+from deepseek.ui import page
+from deepseek.ui.generation import NUM_THREADS, NUM_WORKERS
+from deepseek.ui.server import gradio_patches, model_registry, request_validation
 
 SYSTEM_FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif"]
 THEME = gr.themes.Default(
@@ -40,15 +41,15 @@ THEME = gr.themes.Default(
 
 def main():
     try:
-        model, tokenizer = served.opened(sys.argv[1] if len(sys.argv) > 1 else served.DEMO)
+        model, tokenizer = model_registry.open_model(sys.argv[1] if len(sys.argv) > 1 else model_registry.DEMO)
     except ValueError as error:
         sys.exit(f"error: {error}")
 
     def compiled():
         compiling.wait()
-        served.start_workers(playground.PLACES, playground.THREADS, model.name_or_path)
+        model_registry.start_workers(NUM_WORKERS, NUM_THREADS, model.name_or_path)
 
-    sessions.lighten()
+    gradio_patches.apply_patches()
     demo = page.build(model, tokenizer, compiled)
     gc.freeze()
     gc.enable()
@@ -60,7 +61,7 @@ def main():
         _frontend=False,  # no look at the page by gradio, which ends the app where the first answer takes over 3 seconds
         state_session_capacity=500,  # pages whose place gradio remembers; 10,000 if nothing is said
         max_threads=100,  # each text that is being written waits in one
-        app_kwargs={"middleware": [Middleware(door.Door)]},
+        app_kwargs={"middleware": [Middleware(request_validation.RequestValidation)]},
     )
 
 

@@ -1,9 +1,25 @@
 """A DeepSeek-style mixture of experts to watch while it thinks and learns."""
 
-from deepseek.checkpoint import load
-from deepseek.config import preset
-from deepseek.engine import TokenTrace, stream
-from deepseek.sampling import SamplingParams
-from deepseek.trace import Trace, trace
+import importlib
 
-__all__ = ["SamplingParams", "TokenTrace", "Trace", "load", "preset", "stream", "trace"]
+# Public name -> its module, imported when the name is first used: `import deepseek` alone must stay cheap.
+_MODULES = {
+    "SamplingParams": "deepseek.inference.sampling",
+    "TokenTrace": "deepseek.inference.engine",
+    "Trace": "deepseek.interpret.trace",
+    "load": "deepseek.checkpoints.loading",
+    "preset": "deepseek.model.config",
+    "stream": "deepseek.inference.engine",
+    "trace": "deepseek.interpret.trace",
+}
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

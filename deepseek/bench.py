@@ -21,11 +21,12 @@ import torch
 from transformers import DeepseekV3ForCausalLM as Stock
 from transformers import DynamicCache
 
-from deepseek.config import preset
-from deepseek.decode import Decoder, suits
-from deepseek.engine import Text, step
-from deepseek.model import DeepseekV3ForCausalLM, LatentCache
-from deepseek.sampling import SamplingParams
+from deepseek.inference.decode_model import DecodeModel, supports
+from deepseek.inference.engine import Request, decode_step
+from deepseek.inference.sampling import SamplingParams
+from deepseek.model.config import preset
+from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM
+from deepseek.model.mla_cache import MLACache
 from deepseek.train import keep_freed_memory
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.bfloat16}  # of what is not a weight in int8
@@ -71,11 +72,13 @@ class Ours:
 
     def __init__(self, folder, precision: str):
         self.model = DeepseekV3ForCausalLM.from_pretrained(folder, dtype=PRECISIONS[precision]).eval()
-        self.decoder = Decoder(self.model, precision if precision == "int8" else "model") if suits(self.model) else None
+        self.decoder = (
+            DecodeModel(self.model, precision if precision == "int8" else "model") if supports(self.model) else None
+        )
 
     @torch.inference_mode()
     def read(self, ids_1S, room: int = 0):
-        cache = LatentCache(self.model.config, ids_1S.shape[1] + room)
+        cache = MLACache(self.model.config, ids_1S.shape[1] + room)
         self.model(ids_1S, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return cache
 
@@ -161,12 +164,12 @@ def traced(folder, precision: str, rounds: int) -> dict[str, dict[str, list[floa
         params = [
             SamplingParams(seed=seed, temperature=0.8, top_k=50, top_p=0.95, max_new_tokens=60) for seed in range(texts)
         ]
-        made = [Text(ours.model, Numbers(), [5, 6, 7], one, record=record) for one in params]
-        step(made, ours.decoder)
+        made = [Request(ours.model, Numbers(), [5, 6, 7], one, record=record) for one in params]
+        decode_step(made, ours.decoder)
 
         def work():
             for _ in range(NEW):
-                step(made, ours.decoder)
+                decode_step(made, ours.decoder)
 
         return texts * NEW / seconds(work)
 

@@ -4,15 +4,16 @@ import argparse
 import json
 import random
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from deepseek import record
-from deepseek.checkpoint import CheckpointError, load
-from deepseek.engine import stream
-from deepseek.sampling import LIMITS, SamplingParams
+from deepseek.checkpoints.loading import CheckpointError, load
+from deepseek.inference import generation_record
+from deepseek.inference.engine import stream
+from deepseek.inference.sampling import SamplingParams
+from deepseek.settings.schema import add_arguments
 
 DEMO = "assets/demo"
 PROMPTS = ["Once upon a time", "In the depths of space", "Music Festivals Across America"]
@@ -26,22 +27,7 @@ def parse(arguments: list[str] | None = None) -> tuple[dict, SamplingParams]:
     parser.add_argument("--export", metavar="FILE", help="write the last sample with all its traces as JSON")
     parser.add_argument("--repeat", metavar="FILE", help="generate such a file's text anew and compare; nothing else")
     parser.add_argument("--samples", type=int, default=1, help="samples of each prompt, seeds counted up (1)")
-    for field in fields(SamplingParams):
-        flag = "--" + field.name.replace("_", "-")
-        if field.name == "stop":
-            parser.add_argument(
-                flag, action="append", default=[], help="text that ends a sample; may be given several times"
-            )
-            continue
-        limit = LIMITS[field.name]
-        if limit[0] is bool:
-            parser.add_argument(flag, action="store_true")
-        elif isinstance(limit[0], str):
-            parser.add_argument(flag, choices=limit, default=field.default, help=f"({field.default})")
-        else:
-            allowed = f"{limit[1]} to {limit[2]}" if field.name != "seed" else "a new one each time"
-            parser.add_argument(flag, type=float if limit[0] is float else int, default=field.default,
-                                help=f"{allowed} ({field.default})")  # fmt: skip
+    add_arguments(parser, SamplingParams)
     values = vars(parser.parse_args(arguments))
     options = {name: values.pop(name) for name in ("checkpoint", "prompt", "samples", "export", "repeat")}
     try:
@@ -65,15 +51,15 @@ def print_samples(model, tokenizer, prompts, samples: int, params: SamplingParam
             for token in stream(model, tokenizer, prompt, seeded):
                 tokens.append(token)
                 print(token.text, end="", flush=True)
-            print(f"\n[seed {seeded.seed}, ended by {token.finish}]\n", flush=True)
-    return record.make(model, prompt, seeded, tokens, {})
+            print(f"\n[seed {seeded.seed}, ended by {token.finish_reason}]\n", flush=True)
+    return generation_record.make_record(model, prompt, seeded, tokens, {})
 
 
 def check_repeat(model, tokenizer, known: dict) -> None:
     """Prints a record's text as it comes again; exits with 1 where it differs or ends early."""
     place, count = 0, len(known["tokens"])
     print(known["prompt"], end="")
-    for place, (token, same) in enumerate(record.repeat(known, model, tokenizer), 1):
+    for place, (token, same) in enumerate(generation_record.replay(known, model, tokenizer), 1):
         print(token.text, end="", flush=True)
         if not same:
             sys.exit(f"\ndiffers at token {place} of {count}")
@@ -87,7 +73,7 @@ def main():
     if params.seed is None:
         params = replace(params, seed=random.randrange(2**31))
     try:
-        known = record.read(Path(options["repeat"]).read_text()) if options["repeat"] else None
+        known = generation_record.parse_record(Path(options["repeat"]).read_text()) if options["repeat"] else None
         source = known["checkpoint"] if known else {"name": DEMO}
         path = options["checkpoint"] or source["name"]
         model, tokenizer = load(path, getattr(torch, source["dtype"]) if known else None)

@@ -9,9 +9,9 @@ from small import SHAPE, STORIES, randomized
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 from xdist.scheduler import LoadScopeScheduling
 
-from deepseek.config import preset
-from deepseek.data import learn_tokenizer
-from deepseek.model import DeepseekV3ForCausalLM
+from deepseek.data.tokenizer import train_tokenizer
+from deepseek.model.config import preset
+from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM
 
 # Models this small only wait for their threads, 20 times longer than they compute where the cores are busy.
 torch.set_num_threads(1)
@@ -39,7 +39,7 @@ def stories(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tokenizer(stories):
-    return learn_tokenizer([stories], 300)
+    return train_tokenizer([stories], 300)
 
 
 @pytest.fixture(scope="session")

@@ -16,13 +16,14 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from small import STORIES  # noqa: E402
 
-from deepseek import checkpoint, train  # noqa: E402
-from deepseek.runs import command  # noqa: E402
-from deepseek.settings import TrainConfig  # noqa: E402
+from deepseek import train  # noqa: E402
+from deepseek.checkpoints import saving  # noqa: E402
+from deepseek.training.config import TrainConfig  # noqa: E402
+from deepseek.training.runs import command  # noqa: E402
 
 torch.set_num_threads(1)
 SETTINGS = dict(
-    preset="tiny", context=32, batch_size=4, warmup=3, lr=5e-3, precision="fp32", valid_every=0, sample_every=0
+    preset="tiny", max_seq_len=32, batch_size=4, warmup_steps=3, lr=5e-3, precision="fp32", eval_every=0, sample_every=0
 )
 
 
@@ -90,6 +91,6 @@ def content(config) -> tuple[list[str], dict]:
     """What must not depend on interruptions: metrics less the timing, and the hashes of weights and training state."""
     lines = (config.run / "metrics.jsonl").read_text().splitlines()
     lines = [re.sub(r'"tokens_per_second": [\d.]+', "", line) for line in lines]
-    last = checkpoint.latest(config.run)
+    last = saving.latest_checkpoint(config.run)
     hashes = json.loads((last / "manifest.json").read_text())
     return lines, {name: hashes[name] for name in ("model.safetensors", "training_state.bin", "tokenizer.json")}

@@ -38,15 +38,15 @@ def good(folder: Path) -> Path:
     """A checkpoint that opens, for the builders to spoil."""
     from small import STORIES, randomized
 
-    from deepseek.config import preset
-    from deepseek.data import learn_tokenizer
-    from deepseek.model import DeepseekV3ForCausalLM
+    from deepseek.data.tokenizer import train_tokenizer
+    from deepseek.model.config import preset
+    from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM
 
     folder.mkdir(parents=True)
     text = folder.parent / "stories.txt"
     text.write_text("\n<|endoftext|>\n".join(STORIES), "utf-8")
     randomized(DeepseekV3ForCausalLM(preset("tiny", vocab_size=300))).save_pretrained(folder)
-    learn_tokenizer([str(text)], 300).save_pretrained(folder)
+    train_tokenizer([str(text)], 300).save_pretrained(folder)
     return folder
 
 
@@ -312,13 +312,13 @@ def memory() -> tuple[int, int]:
 def main(folder: Path) -> None:
     import shutil
 
-    from deepseek.held import Held  # as the app does: `load`, and a tokenizer must be there
-    from deepseek.sources import documents
+    from deepseek.checkpoints.model_cache import ModelCache  # as the app does: `load`, and a tokenizer must be there
+    from deepseek.data.readers import documents
 
     checkpoint = good(folder / "good")
     (folder / "canary.txt").write_text(CANARY)
     save_file({"a": torch.zeros(4)}, folder / "secret.safetensors")
-    Held(1).open(str(checkpoint))
+    ModelCache(1).open(str(checkpoint))
     list(documents(str(folder / "stories.txt")))
     upload("warm.parquet", parquet(1, 1))(folder)
     list(documents(str(folder / "warm.parquet")))
@@ -332,7 +332,7 @@ def main(folder: Path) -> None:
         idle, _ = memory()
         began, message = time.monotonic(), ""
         try:
-            Held(1).open(str(path)) if kind == "checkpoint" else [None for _ in documents(str(path))]
+            ModelCache(1).open(str(path)) if kind == "checkpoint" else [None for _ in documents(str(path))]
         except ValueError as error:
             message = str(error)
         except BaseException as error:

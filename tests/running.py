@@ -9,7 +9,7 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
-from deepseek import runs
+from deepseek.training import runs
 
 ROOT = Path(__file__).parents[1]
 # What gradio's page says when it is left for another, or closed, while it still waits for something.

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deepseek import generate
-from deepseek.sampling import SamplingParams
+from deepseek.inference.sampling import SamplingParams
 
 ROOT = Path(__file__).parents[1]
 SHORT = ["--temperature", "0.8", "--max-new-tokens", "8", "--seed", "7"]
@@ -81,7 +81,7 @@ def test_every_setting_arrives():
     """Each flag, with a value that is not the default, becomes that setting."""
     values = dict(
         temperature=0.7, temperature_min=0.2, temperature_max=2.5, temperature_exponent=3.0, top_k=9, top_p=0.4,
-        min_p=0.1, repetition_penalty=1.2, presence_penalty=0.3, frequency_penalty=-0.4, no_repeat_ngram=5,
+        min_p=0.1, repetition_penalty=1.2, presence_penalty=0.3, frequency_penalty=-0.4, no_repeat_ngram_size=5,
         order="llama.cpp", repetition_scope="output", penalty_scope="all", max_new_tokens=77, seed=13,
     )  # fmt: skip
     flags = [part for name, value in values.items() for part in ("--" + name.replace("_", "-"), str(value))]

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch.distributed.tensor import DTensor
 
-from deepseek.model import DeepseekV3ForCausalLM
-from deepseek.parallel import processes
-from deepseek.train import TrainConfig, TrainingError, train
+from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM
+from deepseek.training.config import TrainConfig, TrainingError
+from deepseek.training.distributed import process_group
+from deepseek.training.trainer import train
 
 
 def models():
@@ -59,7 +60,7 @@ def broken(config, rank):
 
 def main():
     config = TrainConfig(**json.loads(Path(sys.argv[1]).read_text()))
-    with processes() as group:
+    with process_group() as group:
         seen = {"sharded": sharded(config), "resumed": resumed(config)}
         seen |= {"stopped": stopped(config, group.rank), "broken": broken(config, group.rank)}
         Path(config.root, f"seen-{group.rank}.json").write_text(json.dumps(seen))

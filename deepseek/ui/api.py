@@ -5,29 +5,35 @@ from collections.abc import Iterator
 
 import gradio as gr
 
-from deepseek import balance, routing
-from deepseek.intervene import Change
-from deepseek.sampling import SamplingParams
-from deepseek.trace import Routing, Trace
-from deepseek.ui import compare, intervene, kinds, longer, playground, served
-from deepseek.ui.controls import refusal
-from deepseek.ui.subject import look
+from deepseek.inference.sampling import SamplingParams
+from deepseek.interpret import routing_stats
+from deepseek.interpret.interventions import Intervention
+from deepseek.interpret.trace import Routing, Trace
+from deepseek.model import load_balancing
+from deepseek.ui.components.text_view import look
+from deepseek.ui.errors import user_error
+from deepseek.ui.generation import GENERATION_QUEUE, MODEL_QUEUE, first_difference, side_by_side
+from deepseek.ui.generation import generate as generate_text
+from deepseek.ui.server import model_registry
+from deepseek.ui.tabs import compare, compare_domains, intervene, long_text
 
 
 def as_data(seen: Trace) -> dict:
     """All of a Trace but the attention, as JSON."""
     layers = []
-    for layer, counts in zip(seen.routing, routing.counts(seen.routing)):
+    for layer, counts in zip(seen.routing, routing_stats.expert_counts(seen.routing)):
         layers.append(
             {
                 "layer": layer.layer,
                 "indices": layer.indices.tolist(),
                 "weights": layer.weights.tolist(),
-                "load": balance.load_shares(counts).tolist(),
-                "max_violation": float(balance.max_violation(counts)),
-                "kl": routing.soft_kl(layer),
-                "favourites": routing.favourites(seen.tokens, layer),
-                "together": [[None if x != x else x for x in row] for row in routing.co_firing(layer).tolist()],
+                "load": load_balancing.load_shares(counts).tolist(),
+                "max_violation": float(load_balancing.max_violation(counts)),
+                "kl": routing_stats.soft_kl(layer),
+                "favourites": routing_stats.vocabulary_specialization(seen.tokens, layer),
+                "together": [
+                    [None if x != x else x for x in row] for row in routing_stats.co_activation(layer).tolist()
+                ],
             }
         )
     try:
@@ -40,13 +46,13 @@ def as_data(seen: Trace) -> dict:
         "tokens": seen.tokens,
         "probabilities": seen.probabilities,
         "routing": layers,
-        "flow": routing.flow(seen.routing),
+        "flow": routing_stats.transitions(seen.routing),
         "lens": lens
         and {
             "choices": lens.choices.tolist(),
             "texts": lens.texts,
             "probabilities": lens.probabilities.tolist(),
-            "first_lead": lens.first_lead,
+            "first_match_layer": lens.first_match_layer,
         },
         "cache": {
             "bytes": cache.bytes,
@@ -59,14 +65,18 @@ def as_data(seen: Trace) -> dict:
 
 def compared(one: list[Routing], other: list[Routing]) -> dict:
     """How differently two texts are routed: Jensen-Shannon divergence in bits, layer by layer, and what chance gives."""
-    found = routing.divergences(one, other)
-    return {"divergence": found, "mean": kinds.mean(found), "chance": routing.chance(one, other)}
+    found = routing_stats.layer_divergences(one, other)
+    return {
+        "divergence": found,
+        "mean": compare_domains.mean(found),
+        "chance": routing_stats.permutation_baseline(one, other),
+    }
 
 
-def as_changes(given) -> list[Change]:
+def as_changes(given) -> list[Intervention]:
     """Interventions from JSON. Raises ValueError; an expert that the model lacks is refused when it runs."""
     try:
-        changes = [Change(**one) for one in given]
+        changes = [Intervention(**one) for one in given]
         if all(isinstance(c.expert, int) and isinstance(c.layer, int | None) for c in changes):
             return changes
     except TypeError:
@@ -92,7 +102,7 @@ def build(checkpoint: str) -> None:
         repetition_penalty: float = 1.0,
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
-        no_repeat_ngram: int = 0,
+        no_repeat_ngram_size: int = 0,
         order: str = "transformers",
         repetition_scope: str = "all",
         penalty_scope: str = "output",
@@ -117,15 +127,15 @@ def build(checkpoint: str) -> None:
                 raise ValueError(f"traces is {traces!r:.60}; it must be true or false.")
             params, made = SamplingParams(**values), as_changes(changes)
         except ValueError as error:
-            raise refusal(error) from error
-        for generation in playground.generate(*served.ready(checkpoint), prompt, params, changes=made):
+            raise user_error(error) from error
+        for generation in generate_text(*model_registry.get_model(checkpoint), prompt, params, interventions=made):
             last = generation.tokens[-1] if generation.tokens else None
             answer = {
                 "text": generation.text[len(prompt) :],
                 "tokens": len(generation.tokens),
                 "seconds": round(generation.seconds, 3),
                 "seed": params.seed,
-                "finish": "time" if generation.late else last and last.finish,
+                "finish": "time" if generation.late else last and last.finish_reason,
             }
             if traces and answer["finish"]:
                 answer["traces"] = [token.as_dict() for token in generation.tokens]
@@ -140,24 +150,26 @@ def build(checkpoint: str) -> None:
         tokens x tokens); with another text "compared": {"divergence" (bits, a layer), "mean", "chance"}; with losses
         "loss_change" (layers of experts x experts): nats a token that the text loses with that expert off.
         """
-        model, tokenizer = served.ready(checkpoint)
+        model, tokenizer = model_registry.get_model(checkpoint)
         layers = model.config.num_hidden_layers
         if isinstance(attention_layer, bool) or attention_layer not in range(-1, layers):
             message = f"attention_layer is {attention_layer!r:.60}; it must be a whole number from -1 to {layers - 1}."
-            raise refusal(ValueError(message))
+            raise user_error(ValueError(message))
         if not isinstance(other, str):
-            raise refusal(ValueError(f"other is {other!r:.60}; it must be text."))
+            raise user_error(ValueError(f"other is {other!r:.60}; it must be text."))
         if not isinstance(losses, bool):
-            raise refusal(ValueError(f"losses is {losses!r:.60}; it must be true or false."))
+            raise user_error(ValueError(f"losses is {losses!r:.60}; it must be true or false."))
         seen = look(model, tokenizer, text)
         answer = as_data(seen)
         if attention_layer != -1:
             try:
                 answer["attention"] = seen.attention(int(attention_layer)).tolist()
             except ValueError as error:
-                raise refusal(error) from error
+                raise user_error(error) from error
         if other:
-            answer["compared"] = seen.routing and compared(seen.routing, longer.read(model, tokenizer, other).routing)
+            answer["compared"] = seen.routing and compared(
+                seen.routing, long_text.read_long_text(model, tokenizer, other).routing
+            )
         if losses:
             rows = {}
             for rows in intervene.losses(model, tokenizer, text, [r.layer for r in seen.routing]):  # noqa: B007
@@ -170,7 +182,7 @@ def build(checkpoint: str) -> None:
         {"text", "figures"}, "first_difference" (place in the output, from 0, or null), "settings": {name: [a, b]}}.
         """
         if seed is None:  # which a single text may leave to chance
-            raise refusal(ValueError("seed is None; it must be a whole number, the same for both sides."))
+            raise user_error(ValueError("seed is None; it must be a whole number, the same for both sides."))
         sides = []
         for name, values in (("a", a), ("b", b)):
             try:
@@ -178,15 +190,17 @@ def build(checkpoint: str) -> None:
                     raise ValueError(f"settings are {values!r:.60}; they must be fields of SamplingParams.")
                 sides.append(SamplingParams(**{**values, "seed": seed}))
             except ValueError as error:
-                raise refusal(ValueError(f"{name}: {error}")) from error
-        *_, (one, other) = compare.side_by_side(served.ready(checkpoint), served.ready(checkpoint), prompt, *sides)
+                raise user_error(ValueError(f"{name}: {error}")) from error
+        *_, (one, other) = side_by_side(
+            model_registry.get_model(checkpoint), model_registry.get_model(checkpoint), prompt, *sides
+        )
         texts = {
             name: {"text": g.text[len(prompt) :], "figures": compare.figures(g)}
             for name, g in (("a", one), ("b", other))
         }
         changed = {name: list(values) for name, values in compare.differences(*sides).items()}
-        return {**texts, "first_difference": compare.divergence(one, other), "settings": changed}
+        return {**texts, "first_difference": first_difference(one, other), "settings": changed}
 
-    gr.api(compare_texts, api_name="compare", **playground.TEXTS)
-    gr.api(generate, api_name="generate", **playground.TEXTS)
-    gr.api(trace, api_name="trace", **playground.MODEL)
+    gr.api(compare_texts, api_name="compare", **GENERATION_QUEUE)
+    gr.api(generate, api_name="generate", **GENERATION_QUEUE)
+    gr.api(trace, api_name="trace", **MODEL_QUEUE)

@@ -2,12 +2,13 @@
 
 import gradio as gr
 
-from deepseek import runs
-from deepseek.train import TrainConfig
-from deepseek.ui import permit, train
-from deepseek.ui.controls import refusal
-from deepseek.ui.settings import free_name
-from deepseek.ui.watch import choices
+from deepseek.training import runs
+from deepseek.training.config import TrainConfig
+from deepseek.ui.components.run_view import run_choices
+from deepseek.ui.components.train_form import free_name
+from deepseek.ui.errors import user_error
+from deepseek.ui.server import access_control
+from deepseek.ui.tabs import train
 
 DEFAULT = TrainConfig()
 
@@ -18,11 +19,11 @@ def status(name: str = "") -> dict:
     name: the run in progress, or the newest. A run that is not there is refused.
     """
     try:
-        name = next((name for _, name in choices()), "") if name == "" else name
+        name = next((name for _, name in run_choices()), "") if name == "" else name
         run = runs.find(runs.ROOT, name)
         lines, _ = runs.metrics(run.folder)
     except (ValueError, TypeError) as error:
-        raise refusal(error) from error
+        raise user_error(error) from error
     return {
         **{field: getattr(run, field) for field in ("name", "state", "reason", "step", "steps")},
         "checkpoint": run.checkpoint and str(run.checkpoint),
@@ -37,14 +38,14 @@ def build() -> None:
     def train_start(
         name: str = "",
         preset: str = "tiny",
-        start_from: str = "",
+        init_from: str = "",
         data: list[str] = DEFAULT.data,
         steps: int = 300,
         batch_size: int = DEFAULT.batch_size,
         context: int = DEFAULT.context,
         lr: float = DEFAULT.lr,
         balance_weight: float = DEFAULT.balance_weight,
-        checkpoint_every: int = DEFAULT.checkpoint_every,
+        save_every: int = DEFAULT.save_every,
         seed: int = DEFAULT.seed,
         secret: str = "",
     ) -> dict:
@@ -54,15 +55,15 @@ def build() -> None:
         given = {field: value for field, value in locals().items() if field != "secret"}
         try:
             config = TrainConfig(**{**given, "name": free_name() if name == "" else name, "root": runs.ROOT})
-            permit.check(config, secret)
+            access_control.check_access(config, secret)
         except (ValueError, TypeError) as error:
-            raise refusal(error) from error
-        return status(train.begin(config).name)
+            raise user_error(error) from error
+        return status(train.start_run(config).name)
 
     def train_stop(name: str = "", secret: str = "") -> dict:
         """Asks a run, or the one in progress, to commit what it has and to end; answers with its /train_status."""
         name = status(name)["name"]
-        train.steer("stop", name, secret)
+        train.control_run("stop", name, secret)
         return status(name)
 
     gr.api(train_start, api_name="train_start")

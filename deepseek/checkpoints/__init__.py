@@ -1,0 +1,1 @@
+"""Opens untrusted folders, saves crash-safe ones."""

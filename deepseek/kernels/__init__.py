@@ -1,0 +1,1 @@
+"""Numba CPU kernels on plain arrays, each beside its NumPy reference."""

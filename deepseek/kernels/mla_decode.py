@@ -1,0 +1,112 @@
+"""TODO"""
+
+import numba
+import numpy as np
+from numba import prange
+
+from deepseek.kernels.gemm import MIN_PARALLEL_MULTIPLICATIONS, gemm_columns, thread_pool_lock
+from deepseek.kernels.llvm import FASTMATH, KERNEL_OPTIONS, as_pointer, exp, from_float, to_float
+from deepseek.kernels.ops import apply_rotary_emb, rms_norm
+
+
+@numba.njit(inline="always")
+def _cache_view(caches_R2, r, like_W):
+    """The cache (T, W) of text r, of which an address and a length are known."""
+    return numba.carray(as_pointer(caches_R2[r, 0], like_W), (caches_R2[r, 1], len(like_W)))
+
+
+@numba.njit(fastmath=FASTMATH, **KERNEL_OPTIONS)
+def _append_to_caches(compressed_RX, latent_at, norm_C, eps, cos_RJ, sin_RJ, caches_R2, like_W):
+    """Writes the last entry of every cache: the normed latent and the turned key of what W_DKV gives."""
+    latent, width = len(norm_C), len(like_W)
+    entry_W = np.empty(width, np.float32)
+    latent_RC = rms_norm(compressed_RX, latent_at, norm_C, eps)
+    for r in range(len(compressed_RX)):
+        for c in range(latent):
+            entry_W[c] = latent_RC[r, c]
+        apply_rotary_emb(compressed_RX[r], latent_at + latent, cos_RJ[r], sin_RJ[r], entry_W, latent)
+        entries_TW = _cache_view(caches_R2, r, like_W)
+        for w in range(width):
+            entries_TW[-1, w] = from_float(entry_W[w], like_W[0])
+
+
+@numba.njit(fastmath=FASTMATH, **KERNEL_OPTIONS)
+def _decode_part(query_RX, cos_RJ, sin_RJ, up_key_HCN, up_value_HVC, scale, caches_R2, like_W, y_RX, part, parts):
+    """The part-th of `parts` shares of the heads of all texts, each into its part of y (R, H * V)."""
+    (heads, latent, nope), value, rotary = up_key_HCN.shape, up_value_HVC.shape[1], 2 * cos_RJ.shape[1]
+    begin, end, none = len(query_RX) * heads * part // parts, len(query_RX) * heads * (part + 1) // parts, np.int64(0)
+    q_1N, latent_1C = np.empty((1, nope), np.float32), np.empty((1, latent), np.float32)
+    value_1V, sum_C = np.empty((1, value), np.float32), latent_1C[0]
+    for r in range(begin // heads, (end + heads - 1) // heads):
+        entries_TW = _cache_view(caches_R2, r, like_W)
+        first, last, tokens = max(begin - r * heads, 0), min(end - r * heads, heads), len(entries_TW)
+        query_HW = np.empty((last - first, latent + rotary), np.float32)
+        weights_HT = np.empty((last - first, tokens), np.float32)
+        ones = np.empty(max(tokens, latent, value), np.float32)
+        for i in range(len(ones)):
+            ones[i] = 1
+        for h in range(first, last):
+            start = h * (nope + rotary)
+            for n in range(nope):
+                q_1N[0, n] = query_RX[r, start + n]
+            gemm_columns(up_key_HCN[h], ones, q_1N, latent_1C, none, latent)  # W_UK^T q
+            for c in range(latent):
+                query_HW[h - first, c] = latent_1C[0, c]
+            apply_rotary_emb(query_RX[r], start + nope, cos_RJ[r], sin_RJ[r], query_HW[h - first], latent)
+        gemm_columns(entries_TW, ones, query_HW, weights_HT, none, tokens)
+        for h in range(first, last):
+            weights_T = weights_HT[h - first]
+            highest, total = np.float32(-np.inf), np.float32(0)
+            for t in range(tokens):
+                highest = max(highest, weights_T[t])
+            for t in range(tokens):
+                weights_T[t] = exp((weights_T[t] - highest) * np.float32(scale))
+            for t in range(tokens):
+                total += weights_T[t]
+            for c in range(latent):
+                sum_C[c] = 0
+            whole = tokens // 4 * 4
+            for t in range(0, whole, 4):  # four at a time, so that the sum is fetched and put back less often
+                for c in range(latent):
+                    sum_C[c] += (
+                        weights_T[t] * to_float(entries_TW[t, c])
+                        + weights_T[t + 1] * to_float(entries_TW[t + 1, c])
+                        + weights_T[t + 2] * to_float(entries_TW[t + 2, c])
+                        + weights_T[t + 3] * to_float(entries_TW[t + 3, c])
+                    )
+            for t in range(whole, tokens):
+                for c in range(latent):
+                    sum_C[c] += weights_T[t] * to_float(entries_TW[t, c])
+            gemm_columns(up_value_HVC[h], ones, latent_1C, value_1V, none, value)  # W_UV of the sum
+            for v in range(value):
+                y_RX[r, h * value + v] = value_1V[0, v] / total
+
+
+@numba.njit(**KERNEL_OPTIONS, parallel=True)
+def _parallel_decode(query_RX, cos_RJ, sin_RJ, up_key_HCN, up_value_HVC, scale, caches_R2, like_W, y_RX, parts):
+    for part in prange(parts):
+        _decode_part(
+            query_RX, cos_RJ, sin_RJ, up_key_HCN, up_value_HVC, scale, caches_R2, like_W, y_RX, np.int64(part), parts
+        )
+
+
+def mla_decode(query_RX, compressed_RX, latent_at, norm_C, eps, cos_RJ, sin_RJ, up_key_HCN, up_value_HVC, scale, caches_R2,
+           like_W, threads: int):  # fmt: skip
+    """Latent attention of several texts in its absorbed form: (R, H * V).
+
+    Of each text its queries (H * (N + rotary)); what W_DKV gives, whose latent begins at `latent_at`, with the norm of that
+    latent; cos and sin of its position, of half the rotary width. W_UK (H, C, N) and W_UV (H, V, C); the scale of the scores.
+    `caches_R2` has the address and the length T of each text's cache (T, W) of numbers such as `like_W`; its last row is
+    written here.
+    """
+    _append_to_caches(compressed_RX, latent_at, norm_C, eps, cos_RJ, sin_RJ, caches_R2, like_W)
+    heads, latent, _ = up_key_HCN.shape
+    y_RX = np.empty((len(query_RX), heads * up_value_HVC.shape[1]), np.float32)
+    if threads > 1 and 2 * heads * latent * (caches_R2[:, 1] + 64).sum() >= MIN_PARALLEL_MULTIPLICATIONS:
+        with thread_pool_lock:
+            _parallel_decode(
+                query_RX, cos_RJ, sin_RJ, up_key_HCN, up_value_HVC, scale, caches_R2, like_W, y_RX, threads
+            )
+    else:
+        _decode_part(query_RX, cos_RJ, sin_RJ, up_key_HCN, up_value_HVC, scale, caches_R2, like_W, y_RX, 0, 1)
+    return y_RX

@@ -1,0 +1,129 @@
+"""Presets as transformers' own DeepseekV3Config, and what a configuration costs in parameters and cache bytes."""
+
+from transformers import DeepseekV3Config
+
+MAX_LAYERS = 512  # of any model that is opened
+
+COMMON = dict(
+    hidden_size=576,
+    num_attention_heads=9,
+    num_key_value_heads=9,
+    n_routed_experts=8,
+    num_experts_per_tok=2,
+    n_shared_experts=1,
+    first_k_dense_replace=1,
+    q_lora_rank=192,
+    kv_lora_rank=128,
+    qk_nope_head_dim=64,
+    qk_rope_head_dim=32,
+    v_head_dim=64,
+    # DeepseekV3Config's own defaults describe the 671B model; these say "no groups, no extra scaling, no MTP".
+    n_group=1,
+    topk_group=1,
+    routed_scaling_factor=1.0,
+    num_nextn_predict_layers=0,
+    norm_topk_prob=True,
+    tie_word_embeddings=True,
+    rms_norm_eps=1e-6,
+    hidden_act="silu",
+    bos_token_id=0,
+    eos_token_id=0,
+    pad_token_id=0,
+    # Not read by stock transformers; other engines read the first two, this package the last two.
+    topk_method="noaux_tc",
+    scoring_func="sigmoid",
+    router_aux_loss_coef=0.01,
+    hidden_dropout=0.0,
+)
+
+PRESETS = {
+    "seed": dict(
+        num_hidden_layers=12,
+        intermediate_size=1536,
+        moe_intermediate_size=512,
+        vocab_size=49_152,
+        max_position_embeddings=2048,
+    ),
+    "demo": dict(
+        num_hidden_layers=6,
+        intermediate_size=1152,
+        moe_intermediate_size=192,
+        vocab_size=8192,
+        max_position_embeddings=512,
+    ),
+    "quick": dict(  # learns to write sentences within minutes on two cores
+        num_hidden_layers=3,
+        hidden_size=192,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        q_lora_rank=96,
+        kv_lora_rank=48,
+        qk_nope_head_dim=32,
+        qk_rope_head_dim=16,
+        v_head_dim=32,
+        intermediate_size=512,
+        moe_intermediate_size=128,
+        vocab_size=2048,
+        max_position_embeddings=256,
+    ),
+    "tiny": dict(
+        num_hidden_layers=2,
+        hidden_size=72,
+        q_lora_rank=24,
+        kv_lora_rank=16,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=4,
+        v_head_dim=8,
+        intermediate_size=144,
+        moe_intermediate_size=48,
+        vocab_size=257,
+        max_position_embeddings=256,
+    ),
+}
+
+
+def preset(name: str, **changes) -> DeepseekV3Config:
+    """The configuration called `name` ("seed", "demo", "quick" or "tiny"), with `changes` to single fields.
+
+    Raises ValueError for an unknown name.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset is {name!r}; it must be one of {', '.join(PRESETS)}.")
+    return DeepseekV3Config(**{**COMMON, **PRESETS[name], **changes})
+
+
+def num_experts(config) -> int:
+    """Routed experts of a layer, whatever the family calls them; 0 for a dense model."""
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    return next((count for count in (getattr(config, name, None) for name in names) if count), 0)
+
+
+def parameter_counts(model) -> tuple[int, int]:
+    """(all parameters, parameters used for one token) of any transformers model.
+
+    A parameter that stacks the routed experts, or belongs to one of them, counts for a token with the share of
+    the experts that one token is sent to.
+    """
+    config = model.config
+    experts = num_experts(config)
+    share = config.num_experts_per_tok / experts if experts else 1.0
+    total, active = 0, 0.0
+    for name, parameter in model.named_parameters():
+        total += parameter.numel()
+        routed = ".experts." in name
+        active += parameter.numel() * (share if routed else 1.0)
+    return total, round(active)
+
+
+def kv_cache_elements_per_token(config) -> tuple[int, int]:
+    """Numbers kept per token and layer: (by this model, as keys and values of the same heads uncompressed).
+
+    DeepSeek-V2, section 2.1. The two are alike for a model that keeps keys and values.
+    """
+    config = config.get_text_config()
+    if getattr(config, "kv_lora_rank", None):
+        full = config.num_attention_heads * (config.qk_nope_head_dim + config.v_head_dim)
+        return config.kv_lora_rank + config.qk_rope_head_dim, full
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * heads * size, 2 * heads * size

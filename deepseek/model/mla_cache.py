@@ -1,0 +1,75 @@
+"""TODO"""
+
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class MLACacheLayer(CacheLayerMixin):
+    """One layer's cache: a preallocated (B, 1, capacity, C + R) buffer of normalised latents and rotated keys."""
+
+    is_croppable = True
+    is_sliding = False
+
+    def __init__(self, capacity: int):
+        super().__init__()
+        self.capacity = capacity
+        self.length = 0
+
+    def lazy_initialization(self, entries, _=None):
+        batch, one, _, width = entries.shape
+        self.dtype, self.device = entries.dtype, entries.device
+        self.keys = entries.new_empty(batch, one, self.capacity, width)
+        self.values = entries.new_empty(batch, one, 0, 0)  # the base class expects both
+        self.is_initialized = True
+
+    def extend(self, like, count: int):
+        """Makes the cache `count` tokens longer, for entries such as `like` (B, 1, *, C + R)."""
+        if not self.is_initialized:
+            self.lazy_initialization(like)
+        end = self.length + count
+        if end > self.capacity:
+            old = self.keys[..., : self.length, :]
+            self.capacity = max(end, 2 * self.capacity)
+            self.lazy_initialization(like)
+            self.keys[..., : self.length, :] = old
+        self.length = end
+
+    def update(self, entries, *_, **__):
+        """Appends entries (B, 1, S, C + R); returns all so far (B, 1, T, C + R) and nothing as values."""
+        self.extend(entries, entries.shape[-2])
+        self.keys[..., self.length - entries.shape[-2] : self.length, :] = entries
+        return self.keys[..., : self.length, :], self.values
+
+    def get_seq_length(self):
+        return self.length
+
+    def get_mask_sizes(self, query_length):
+        return self.length + query_length, 0
+
+    def get_max_length(self):
+        return -1
+
+    def reset(self):
+        self.length = 0
+
+    def crop(self, tokens_to_remove: int):
+        """Forgets the last tokens; transformers passes their count as a negative number."""
+        self.length = max(0, self.length - abs(tokens_to_remove))
+
+    def batch_repeat_interleave(self, repeats: int):
+        if self.is_initialized:
+            self.keys = self.keys.repeat_interleave(repeats, 0)
+
+    def batch_select_indices(self, indices):
+        if self.is_initialized:
+            self.keys = self.keys[indices]
+
+    def reorder_cache(self, beam_idx):
+        if self.is_initialized:
+            self.batch_select_indices(beam_idx.to(self.keys.device))
+
+
+class MLACache(Cache):
+    """(C + R) numbers a token and layer; room for `capacity` tokens at first, doubled when they run out."""
+
+    def __init__(self, config, capacity: int = 256):
+        super().__init__(layers=[MLACacheLayer(capacity) for _ in range(config.num_hidden_layers)])

@@ -1,1 +1,0 @@
-"""Records -> plotly figures: pure functions, a file a subject."""

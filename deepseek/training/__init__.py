@@ -1,0 +1,1 @@
+"""Runs, alone or on many processes."""

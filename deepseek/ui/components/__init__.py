@@ -1,0 +1,1 @@
+"""What several tabs show: token strip, figure, sampler controls, run panels."""

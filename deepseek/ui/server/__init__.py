@@ -1,0 +1,1 @@
+"""Between gradio and the outside: validation of requests, access, the model registry, patches of gradio."""

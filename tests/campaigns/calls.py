@@ -1,0 +1,261 @@
+"""Calls of the named endpoints over plain HTTP, valid and not: `python tests/campaigns/calls.py --calls 2500 --seed 1`.
+
+Every call is drawn from the seed: an endpoint, a way to call it (by names, by places, as the page does), and what is
+wrong with it, if anything: a value, an argument, the body, its size. The app must answer a valid call and refuse any
+other in one sentence that names the field, what it is and what it must be. Prints the figures as one JSON line.
+"""
+
+import argparse
+import http.client
+import json
+import random
+import re
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from running import started_app
+
+from deepseek.training import runs
+
+PATIENCE = 60  # seconds after which a call counts as hanging
+NAN, INFINITY = float("nan"), float("inf")
+TEXTS = [
+    "Once upon a time",
+    "a",
+    "é 漢字 🦊",
+    "\ud800 half a pair",
+    "<script>alert(1)</script>",
+    "x" * 99,
+    "../../etc",
+    "\0",
+]
+NUMBERS = [None, "x", "", [], {}, [1], NAN, INFINITY, -INFINITY, 1e308, -1e308, 10**400, True, "1e5", {"value": 1}]
+NO_TEXT = [5, 0.5, True, ["x"], {"a": "x"}, NAN, {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}]
+# What an argument takes, and what it does not.
+NUMBER = lambda *good: (good, NUMBERS)  # noqa: E731
+BOOL = ((True, False), [None, 0, 1, "true", [], {}, NAN])
+SETTINGS = {
+    "temperature": NUMBER(0, 0.5, 1, 2.0), "dynamic_temperature": BOOL, "temperature_min": NUMBER(0.5, 0.1),
+    "temperature_max": NUMBER(1.5, 2), "temperature_exponent": NUMBER(1, 0.5), "top_k": NUMBER(0, 1, 40, 3.0),
+    "top_p": NUMBER(1, 0.5), "min_p": NUMBER(0, 0.1), "repetition_penalty": NUMBER(1, 1.3),
+    "presence_penalty": NUMBER(0, -1), "frequency_penalty": NUMBER(0, 0.5), "no_repeat_ngram_size": NUMBER(0, 2),
+    "order": (("transformers", "llama.cpp"), ["", "x", *NO_TEXT]), "repetition_scope": (("all", "output"), ["", *NO_TEXT]),
+    "penalty_scope": (("all", "output"), ["x", *NO_TEXT]), "max_new_tokens": NUMBER(1, 2, 3),
+    "stop": ([["."], [], "x", ["a", "b"]], [5, None, [5], [""], ["x" * 999], ["x"] * 99, {}, [["x"]]]),
+}  # fmt: skip
+PROMPT = (TEXTS[:-1], ["", " ", "x" * 10**6, "word " * 3000, None, [], *NO_TEXT])
+NAME = (["", "nobody", "run"], [*NO_TEXT, None, [], {}])
+ARGUMENTS = {
+    "generate": {"prompt": PROMPT, **SETTINGS, "seed": ([-1, 0, 2**40, None], NUMBERS[1:]), "traces": BOOL,
+                 "changes": ([[], [{"expert": 1, "action": "off"}]], [[5], [{"expert": 99, "action": "off"}]])},
+    "trace": {"text": PROMPT, "attention_layer": ([-1, 0, 3, 2.0], [*NUMBERS, 99, -2, 0.5]),
+              "other": (["", "a b"], NO_TEXT), "losses": BOOL},
+    "compare": {
+        "prompt": PROMPT,
+        "a": ([{"max_new_tokens": 2}], [None, 5, "x", [], {"nope": 1}, {"max_new_tokens": NAN}, {"stop": 3}, *NO_TEXT[-1:]]),
+        "b": ([{"max_new_tokens": 2, "temperature": 0}], [{"seed": 1, "top_p": 9}, {"": 1}, {"order": {}}, ["temperature"]]),
+        "seed": NUMBER(0, 3),
+    },
+    "train_start": {
+        "name": (["", "mine"], ["../up", "a/b", ".x", "x\0y", "x" * 5000, *NO_TEXT, None, [], {}]),
+        "preset": (["tiny"], ["", "huge", None, [], *NO_TEXT]),
+        "init_from": ([""], [*NO_TEXT, None, [], "/nowhere", "../.."]),
+        "data": ([["builtin"]], [[], None, "builtin", [5], {}, [None], [["builtin"]], NAN]),
+        "steps": NUMBER(1), "batch_size": NUMBER(1), "context": NUMBER(16), "lr": NUMBER(1e-3), "balance_weight": NUMBER(0.01),
+        "save_every": NUMBER(1), "seed": NUMBER(0), "secret": (["", "x"], []),
+    },
+    "train_status": {"name": NAME},
+    "train_stop": {"name": NAME, "secret": (["", "x"], [])},
+}  # fmt: skip
+REQUIRED = {"prompt", "text"}
+BASE = {"generate": {"max_new_tokens": 2}, "compare": {"a": {"max_new_tokens": 2}, "b": {"max_new_tokens": 2}},
+        "train_start": {"steps": 1, "preset": "tiny", "context": 16, "batch_size": 1}}  # fmt: skip
+# What a sentence may call an argument.
+ALSO = {"name": "name|run", "changes": "changes|expert", "init_from": "from", "endpoint": "endpoint|path"}
+BODIES = [
+    b"",
+    b"{",
+    b"nonsense",
+    b"[]",
+    b"null",
+    b"5",
+    b'"x"',
+    b"NaN",
+    b"\xff\xfe",
+    b"[" * 5000,
+    b'{"a":' * 900 + b"1" + b"}" * 900,
+]
+
+
+def drawn(chance: random.Random) -> tuple[str, str, object, str | None]:
+    """(endpoint, way to call it, body, the field that must be named or None for a valid call)."""
+    endpoint, way = chance.choice(list(ARGUMENTS)), chance.choice(["names", "names", "places", "page"])
+    arguments = ARGUMENTS[endpoint]
+    wrong = chance.choices(
+        ["", "value", "unknown", "arity", "body", "size", "endpoint", "fields"], [20, 48, 8, 8, 8, 1, 4, 3]
+    )[0]
+    if wrong == "" and endpoint == "train_start" and chance.random() < 0.98:
+        wrong = "value"  # few: a run takes the machine for a while
+    names = [name for name in arguments if chance.random() < 0.3 or name in REQUIRED]
+    values = {**BASE.get(endpoint, {}), **{name: chance.choice(arguments[name][0]) for name in names}}
+    field = None
+    if wrong == "value":
+        field = chance.choice([name for name, (_, bad) in arguments.items() if bad])
+        values[field] = chance.choice(arguments[field][1])
+    elif wrong == "size":
+        field, name = "body", next(iter(arguments))
+        values[name] = "x" * int(10 ** chance.uniform(6.1, 7.7))
+    elif wrong == "endpoint":
+        field, endpoint = (
+            "endpoint",
+            chance.choice(["nope", "run", "run_1", "lambda", "%00", "a" * 3000, "generate%2f..%2frun"]),
+        )
+        way = "names" if way == "page" else way
+    if wrong == "body":
+        return endpoint, way, chance.choice(BODIES), "body"
+    if way == "names":
+        if wrong == "unknown":
+            field = chance.choice(["nope", "__class__", "self", "x" * 50, "", "é\ud800", "checkpoint"])
+            values[field] = 1
+        elif wrong in ("arity", "fields") and REQUIRED & values.keys():
+            field = next(iter(REQUIRED & values.keys()))
+            del values[field]
+        return endpoint, way, values, field
+    defaults = {name: good[0] for name, (good, _) in arguments.items()}
+    data: object = list({**defaults, **BASE.get(endpoint, {}), **values}[name] for name in arguments)
+    if wrong in ("unknown", "arity"):
+        field, data = "data", chance.choice([data[:-1], [*data, 1], [*data] * 3, None, "x", {"0": 1}, 5])
+    body = {"data": data}
+    if wrong == "fields":
+        field = chance.choice(["session_hash", "data", "fn_index" if way == "page" else "data"])
+        body[field] = (
+            chance.choice([5.5, True, {}, {"x": NAN}]) if field != "fn_index" else chance.choice(["x", -1, 10**30, []])
+        )
+    return endpoint, way, body, field
+
+
+class Caller:
+    """Makes one call on the app at `url`."""
+
+    def __init__(self, url: str):
+        self.host = urlsplit(url).netloc
+        events = json.loads(self._request("GET", "/config")[1])["dependencies"]
+        self.index = {event["api_name"]: event["id"] for event in events if event["api_name"] in ARGUMENTS}
+
+    def _request(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection(self.host, timeout=PATIENCE)
+        try:
+            connection.request(method, path, body, {"content-type": "application/json"})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        finally:
+            connection.close()
+
+    def call(self, endpoint: str, way: str, body, session: str) -> tuple[bool, object]:
+        """(whether it was answered, the answer or the refusal)."""
+        if way == "page" and isinstance(body, dict):
+            body = {"fn_index": self.index.get(endpoint), "session_hash": session, **body}
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        path = {"names": f"/gradio_api/call/v2/{endpoint}", "places": f"/gradio_api/call/{endpoint}"}
+        status, text = self._request("POST", path.get(way, "/gradio_api/queue/join"), raw)
+        if status != 200:
+            try:
+                return False, json.loads(text)["detail"]
+            except (ValueError, KeyError, TypeError):
+                return False, text[:300].decode(errors="replace")
+        event = json.loads(text)["event_id"]
+        if way != "page":
+            _, text = self._request("GET", f"/gradio_api/call/{endpoint}/{event}")
+            kind, data = re.findall(r"event: (complete|error)\ndata: (.*)\n", text.decode())[-1]
+            answer = json.loads(data)
+            return kind == "complete", answer if kind == "complete" else answer and answer["error"]
+        _, text = self._request("GET", f"/gradio_api/queue/data?session_hash={session}")
+        messages = [json.loads(line[6:]) for line in text.decode().splitlines() if line.startswith("data: ")]
+        last = next(message for message in messages if message["msg"] == "process_completed")
+        return last["success"], last["output"].get("data") if last["success"] else last["output"].get("error")
+
+
+def fault(endpoint: str, field: str | None, answered: bool, answer) -> str:
+    """What is wrong with how a call was taken, or nothing."""
+    if answered:
+        return "a wrong call was answered" if field else "" if answer else "an empty answer"
+    if not answer:
+        return "an empty error"
+    if not isinstance(answer, str) or "\n" in answer or len(answer) > 600 or not answer.endswith("."):
+        return "a refusal that is no sentence"
+    if field is None:
+        return (
+            "" if endpoint.startswith("train") else "a valid call was refused"
+        )  # there a run in progress, or none, decides
+    if endpoint == "train_start" and "is in progress; one run trains at a time" in answer:
+        return ""  # a reason that holds, whatever else is wrong
+    named = ALSO.get(field, re.escape(repr(field)[1:-1])[:50])
+    if not re.search(rf"\b({named})\b|{named}", answer.replace("-", "_")):
+        return "a refusal that does not name the field"
+    fine = re.search(r"( is | has | are |: ).*(must|the model reads|needs about|which cannot be opened)", answer)
+    return "" if fine else "a refusal that does not say what is allowed"
+
+
+def campaign(url: str, log: Path, calls: int, seed: int, callers: int = 20) -> dict:
+    """The figures over `calls` calls on the app at `url`, whose output is in the file `log`."""
+    caller, began, slowest = Caller(url), time.monotonic(), 0.0
+    faults: Counter = Counter()
+    examples: list[str] = []
+
+    def one(number: int):
+        nonlocal slowest
+        endpoint, way, body, field = drawn(random.Random(f"{seed} {number}"))
+        start = time.monotonic()
+        try:
+            answered, answer = caller.call(endpoint, way, body, f"call-{seed}-{number}")
+            found = fault(endpoint, field, answered, answer)
+        except TimeoutError:
+            found, answered, answer = "a hang", False, ""
+        except Exception as error:
+            found, answered, answer = "no answer", False, repr(error)
+        slowest = max(slowest, time.monotonic() - start)
+        if found:
+            faults[found] += 1
+            examples.append(
+                f"{found}: {seed} {number} {endpoint} {way} {field}: {str(body)[:300]} -> {str(answer)[:300]}"
+            )
+        return bool(answered)
+
+    with ThreadPoolExecutor(callers) as pool:
+        answered = sum(pool.map(one, range(calls)))
+    return {
+        "calls": calls,
+        "answered": answered,
+        "refused": calls - answered,
+        "tracebacks": log.read_text().count("Traceback"),
+        "empty_errors": faults.pop("an empty error", 0),
+        "hangs": faults.pop("a hang", 0),
+        "other_faults": sum(faults.values()),
+        "slowest_s": round(slowest, 1),
+        "seconds": round(time.monotonic() - began),
+        **({"examples": examples[:40]} if examples else {}),
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--calls", type=int, default=2500)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "assets").symlink_to(ROOT / "assets")
+        with started_app(folder, folder / "log") as url:
+            print(json.dumps(campaign(url, folder / "log", options.calls, options.seed)))
+            root = folder / runs.ROOT
+            while alive := [run for run in runs.list_runs(root) if run.alive]:
+                runs.stop(root, alive[0].name)
+                time.sleep(0.5)

@@ -1,0 +1,219 @@
+"""Sources: every format holds the same documents, from any place in it, and what is wrong is said in one sentence."""
+
+import csv
+import gzip
+import json
+import lzma
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from itertools import islice
+from pathlib import Path
+
+import pandas
+import pytest
+
+from deepseek.data.readers import DataError, documents, fingerprint, iter_documents
+
+ROOT = Path(__file__).parents[2]
+STORIES = ["once upon a time", 'two\nlines, and "quotes"', "a little fox, schön"]
+SEPARATED = "\n<|endoftext|>\n".join(STORIES)
+ROWS = pandas.DataFrame({"id": range(3), "title": ["A", "B", "C"], "text": STORIES})
+JSONL = ROWS.to_json(orient="records", lines=True)
+BOM = "\ufeff"
+
+
+def texts(source):
+    return list(documents(str(source)))
+
+
+WRITERS = {
+    "stories.txt": lambda path: path.write_text(SEPARATED, "utf-8"),
+    "bom.txt": lambda path: path.write_text(BOM + SEPARATED, "utf-8"),
+    "stories.txt.xz": lambda path: path.write_bytes(lzma.compress(SEPARATED.encode())),
+    "stories.TXT.GZ": lambda path: path.write_bytes(gzip.compress(SEPARATED.encode())),
+    "stories.jsonl": lambda path: path.write_text(JSONL),
+    "bom.jsonl": lambda path: path.write_text(BOM + JSONL, "utf-8"),
+    "stories.jsonl.xz": lambda path: path.write_bytes(lzma.compress(JSONL.encode())),
+    "stories.csv": lambda path: ROWS.to_csv(path, index=False),
+    "bom.csv": lambda path: path.write_text(BOM + ROWS[["text"]].to_csv(index=False), "utf-8"),
+    "stories.csv.gz": lambda path: ROWS.to_csv(path, index=False),
+    "stories.parquet": lambda path: ROWS.to_parquet(path),
+    "groups.parquet": lambda path: ROWS.to_parquet(path, row_group_size=1),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_format_holds_the_same_documents_and_any_position_is_the_place_to_go_on(tmp_path, name):
+    path = tmp_path / name
+    WRITERS[name](path)
+    assert texts(path) == STORIES
+    places = [json.loads(json.dumps(place)) for _, place in iter_documents(str(path))]
+    for number, place in enumerate([None, *places]):
+        assert [text for text, _ in iter_documents(str(path), place)] == STORIES[number:]
+        assert [after for _, after in iter_documents(str(path), place)] == places[number:]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
+def test_a_table_without_a_text_column_gives_its_first_column_of_strings(tmp_path, suffix):
+    rows, path = ROWS.drop(columns="text"), tmp_path / f"a{suffix}"
+    {
+        ".csv": lambda: rows.to_csv(path, index=False),
+        ".parquet": lambda: rows.to_parquet(path),
+        ".jsonl": lambda: rows.to_json(path, orient="records", lines=True),
+    }[suffix]()
+    assert texts(path) == ["A", "B", "C"]
+
+
+def test_windows_line_ends_and_empty_documents(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one\r\n<|endoftext|>\r\n\r\n<|endoftext|>\r\ntwo\r\n")
+    assert texts(tmp_path / "a.txt") == ["one", "two"]
+
+
+def test_a_line_of_any_length_is_cut_between_characters(tmp_path, monkeypatch):
+    monkeypatch.setattr("deepseek.data.readers.MAX_DOCUMENT_CHARACTERS", 7)
+    line = "漢字🦊é" * 10
+    (tmp_path / "a.txt").write_text(line, "utf-8")
+    pieces = list(iter_documents(str(tmp_path / "a.txt")))
+    assert len(pieces) > 5 and "".join(text for text, _ in pieces) == line
+    assert [text for text, _ in iter_documents(str(tmp_path / "a.txt"), pieces[3][1])] == [
+        text for text, _ in pieces[4:]
+    ]
+
+
+def test_half_a_surrogate_pair_in_json_does_not_reach_the_tokenizer(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "fox \\ud83e end"}\n{"text": "\\ud83e\\udd8a"}\n')
+    assert texts(tmp_path / "a.jsonl") == ["fox ? end", "🦊"]
+
+
+def test_the_built_in_source_needs_no_file():
+    found = list(islice(documents("builtin"), 300))
+    assert len(found) == 300 and all(text.strip() for text in found)
+    assert any("statement\n***" in text for text in found) and any("import " in text for text in found)
+    pairs = list(islice(iter_documents("builtin"), 300))
+    assert [text for text, _ in islice(iter_documents("builtin", pairs[249][1]), 50)] == found[250:]
+
+
+def test_what_a_machine_adds_to_the_library_is_not_in_the_built_in_source(tmp_path, monkeypatch):
+    """A copy of a part of it, in a folder of another name, with the files that installers put there."""
+    library = Path(sysconfig.get_path("stdlib"))
+    for place in (tmp_path / "one", tmp_path / "other"):
+        shutil.copytree(library / "json", place / "json")
+        shutil.copytree(library / "email", place / "email")
+    for name in ("_sysconfigdata__linux.py", "sitecustomize.py", "config-3.12/a.py", "site-packages/pip/a.py"):
+        file = tmp_path / "other" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("# not of the library\n" * 99)
+    found = {}
+    for name in ("one", "other"):
+        monkeypatch.setattr("sysconfig.get_path", lambda _, name=name: str(tmp_path / name))
+        found[name] = texts("builtin"), fingerprint("builtin")
+    assert found["one"] == found["other"] and sys.version.split()[0] in found["one"][1]
+    (tmp_path / "one" / "json" / "tool.py").unlink()
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path / "one"))
+    assert fingerprint("builtin") != found["other"][1], "a library with a file less is another source"
+
+
+@pytest.mark.parametrize("subset", ["", ":default"])
+def test_a_hub_data_set_is_read_file_by_file(tmp_path, monkeypatch, subset):
+    """A folder laid out like one, which the same builder resolves."""
+    folder = tmp_path / "somebody" / "stories" / "data"
+    folder.mkdir(parents=True)
+    for shard in range(3):
+        rows = pandas.DataFrame({"n": range(100), "text": [f"shard {shard} row {i}" for i in range(100)]})
+        rows.to_parquet(folder / f"train-{shard:05}-of-00003.parquet", row_group_size=30)
+    monkeypatch.chdir(tmp_path)
+    found = list(iter_documents("somebody/stories" + subset))
+    assert [text for text, _ in found] == [f"shard {shard} row {i}" for shard in range(3) for i in range(100)]
+    for number in (0, 29, 30, 99, 100, 215, 299):
+        assert list(iter_documents("somebody/stories" + subset, found[number][1])) == found[number + 1 :]
+
+
+UNREADABLE = {
+    "bad.txt": (b"good\nb\xffd", "is not UTF-8 text at byte 6"),
+    "end.txt": (b"good\nb\xc3", "is not UTF-8 text at byte 6"),
+    "bad.csv": (b"text\ngood\nb\xffd\n", "is not UTF-8 text at byte 11"),
+    "bad.jsonl": (b'{"text": "a"}\n{"text": "\xe9"}\n', "is not UTF-8 text at byte 24"),
+    "nul.txt": (b"some\nte\0xt", "is not text: byte 7 is NUL"),
+    "picture.txt": (b"\x89PNG\r\n\x1a\n\0\0", "is not UTF-8 text at byte 0"),
+    "cut.txt.xz": (lzma.compress(SEPARATED.encode())[:-9], "is not a whole compressed file"),
+    "other.txt.xz": (b"plain", "is not a whole compressed file"),
+    "other.txt.gz": (b"plain", "cannot be read: Not a gzipped file"),
+    "cut.jsonl": (b'{"text": "one"}\n{"text":', "must hold one JSON object a line; byte 24: Expecting value"),
+    "array.json": (b'[\n{"text": "one"}]', "must hold one JSON object a line; byte 2"),
+    "deep.jsonl": (b"[" * 100_000, "must hold one JSON object a line; byte 0"),
+    "empty.jsonl": (b"", "holds no rows"),
+    "empty.csv": (b"", "holds no rows"),
+    "cut.parquet": (b"PAR1", "cannot be read"),
+    "twice.parquet.xz": (b"", "is compressed twice"),
+    "numbers.csv": (b"a,b\n1,2\n", "has no column of text; its columns are a, b"),
+    "story.pdf": (b"%PDF", "must end in .txt"),
+    "story": (b"no suffix", "must end in .txt"),
+    "missing.txt": (None, "is not there"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_cannot_be_read_is_named_in_one_sentence(tmp_path, name):
+    content, reason = UNREADABLE[name]
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        texts(tmp_path / name)
+    message = str(caught.value)
+    assert str(tmp_path / name) in message and reason in message and "\n" not in message
+
+
+def test_an_unclosed_quote_does_not_swallow_a_large_csv_file(tmp_path):
+    (tmp_path / "a.csv").write_text('text\n"' + "never closed\n" * 20_000)
+    limit = csv.field_size_limit(100_000)  # in place of 16 MiB
+    try:
+        with pytest.raises(DataError, match="is not CSV before byte 100.*: field larger than field limit"):
+            texts(tmp_path / "a.csv")
+    finally:
+        csv.field_size_limit(limit)
+
+
+@pytest.mark.parametrize("offline", ["0", "1"])
+def test_a_hub_out_of_reach_is_said_in_seconds_and_the_built_in_text_is_offered(offline):
+    code = """
+import time
+from deepseek import sources
+began = time.perf_counter()
+try:
+    sources.documents("nobody-here/no-such-data")
+except sources.DataError as error:
+    print(error)
+print(time.perf_counter() - began)
+"""
+    environment = {**os.environ, "HF_HUB_OFFLINE": offline, "HF_ENDPOINT": "http://127.0.0.1:9"}
+    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    sentence, seconds = output.stdout.splitlines()
+    assert "'nobody-here/no-such-data' cannot be had from the Hub (" in sentence and "'builtin'" in sentence
+    assert float(seconds) < 10
+
+
+def test_memory_does_not_grow_with_a_file(tmp_path):
+    """Three files of 40 MB: JSON lines, one line, and rows of .parquet in groups of 1,000."""
+    with (tmp_path / "lines.jsonl").open("w") as rows, (tmp_path / "one_line.txt").open("w") as line:
+        for number in range(40_000):
+            rows.write(json.dumps({"text": f"{number} " + "fox " * 250}) + "\n")
+            line.write("fox " * 250)
+    rows = pandas.DataFrame({"text": [f"{number} " + "fox " * 250 for number in range(40_000)]})
+    rows.to_parquet(tmp_path / "rows.parquet", row_group_size=1000)
+    code = """
+import resource, sys
+from deepseek.sources import documents
+import deepseek.data, pyarrow.parquet
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for file in sys.argv[1:]:
+    print(sum(map(len, documents(file))))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    files = [str(tmp_path / name) for name in ("lines.jsonl", "one_line.txt", "rows.parquet")]
+    output = subprocess.run([sys.executable, "-c", code, *files], cwd=ROOT, capture_output=True, text=True)
+    *sizes, kilobytes = map(int, output.stdout.split())
+    assert sizes[1] == 40_000_000 and min(sizes) >= 40_000_000
+    assert kilobytes < 24_000

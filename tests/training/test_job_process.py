@@ -1,0 +1,110 @@
+"""The process behind a run: its lock, its identity, its end."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deepseek.training import job_process
+
+SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
+
+
+@pytest.fixture
+def child():
+    with subprocess.Popen(SLEEP) as running:
+        yield running
+        running.kill()
+
+
+def test_the_lock_is_held_once_and_freed_by_the_kernel(tmp_path):
+    held = job_process.lock(tmp_path, "first")
+    with pytest.raises(
+        job_process.RunInProgress, match="^run 'first' is in progress; one run trains at a time, stop it first.$"
+    ):
+        job_process.lock(tmp_path, "second")
+    os.close(held)
+    os.close(job_process.lock(tmp_path, "second"))
+
+
+def test_a_process_is_running_paused_or_gone(child):
+    known = job_process.identity(child.pid)
+    assert job_process.activity(known) == "running"
+    child.send_signal(signal.SIGSTOP)
+    os.waitpid(child.pid, os.WUNTRACED)
+    assert job_process.activity(known) == "paused"
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert job_process.activity(known) is None, "a zombie trains nothing"
+
+
+def test_another_process_of_the_same_number_is_not_taken_for_it(child):
+    known = job_process.identity(child.pid)
+    assert job_process.activity({**known, "started": "1"}) is None
+    assert job_process.activity({**known, "boot": "before"}) is None
+
+
+def test_ps_tells_the_same_where_there_is_no_proc(child, monkeypatch):
+    monkeypatch.setattr(Path, "exists", lambda self: False)
+    known = job_process.identity(child.pid)
+    assert job_process.process_state(child.pid)[0] in "RS" and len(known["started"].split()) == 5, "a date"
+    assert job_process.activity(known) == "running"
+    assert job_process.activity({**known, "started": "Thu Jan 1 00:00:00 1970"}) is None
+    assert job_process.process_state(2**22 + 1) is None
+
+
+@pytest.mark.parametrize(
+    "change, kills, reason",
+    [
+        ({}, 3, "its process was killed or crashed"),
+        ({}, 4, "it was out of memory; a smaller batch, context or preset needs less"),
+        ({"boot": "before"}, 3, "the machine was restarted"),
+    ],
+)
+def test_the_reason_why_a_process_is_gone(tmp_path, monkeypatch, change, kills, reason):
+    counter = tmp_path / "memory.events"
+    counter.write_text("oom 7\noom_kill 3\n")
+    monkeypatch.setattr(job_process, "oom_counter", lambda: counter)
+    with subprocess.Popen(SLEEP) as running:
+        job_process.record_start(tmp_path, running.pid)
+        assert job_process.outcome(job_process.read_json(tmp_path / job_process.PROCESS_FILE)) == ("running", "")
+        running.kill()
+    counter.write_text(f"oom 7\noom_kill {kills}\n")
+    assert job_process.outcome({**job_process.read_json(tmp_path / job_process.PROCESS_FILE), **change}) == (
+        "killed",
+        reason,
+    )
+
+
+def test_the_counter_is_one_that_the_kernel_keeps():
+    assert any(line.startswith("oom_kill ") for line in job_process.oom_counter().read_text().splitlines())
+
+
+def test_the_end_is_written_into_the_room_taken_at_the_start(tmp_path):
+    job_process.record_start(tmp_path)
+    file = tmp_path / job_process.PROCESS_FILE
+    before = file.stat()
+    job_process.record_end(tmp_path, "failed", "x" * 10_000)
+    assert (file.stat().st_size, file.stat().st_ino) == (before.st_size, before.st_ino)
+    state, reason = job_process.outcome(json.loads(file.read_text()))
+    assert state == "failed" and set(reason) == {"x"}
+
+
+@pytest.mark.parametrize(
+    "error, start",
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "the disk is full"),
+        (MemoryError(), "it was out of memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), "it was out of"),
+        (ValueError("step is 3;\n it must be 4."), "step is 3; it must be 4."),
+        (KeyError(), "KeyError"),
+    ],
+)
+def test_an_error_is_explained_in_one_sentence(error, start):
+    assert job_process.explain_error(error).startswith(start)

@@ -1,0 +1,43 @@
+"""The light sessions beside gradio's own."""
+
+import gradio as gr
+import pytest
+from gradio import state_holder
+
+from deepseek.ui.server import gradio_patches
+
+
+@pytest.fixture(scope="module")
+def blocks():
+    with gr.Blocks() as blocks:
+        gr.State(5)
+        gr.Textbox("text", label="label")
+        gr.Slider(0, 10, 3, info="a number")
+    return blocks
+
+
+def by_id(session):
+    return {component["id"]: component for component in session.components}
+
+
+def test_it_tells_what_gradio_tells_before_and_after_a_change(blocks):
+    ours, theirs = gradio_patches.LightSession(blocks), state_holder.SessionState(blocks)
+    assert by_id(ours) == by_id(theirs)
+    ours, theirs = gradio_patches.LightSession(blocks), state_holder.SessionState(blocks)
+    state, text, slider = (key for key, block in blocks.blocks.items() if not isinstance(block, gr.blocks.BlockContext))
+    for session in (ours, theirs):
+        session[text] = gr.Textbox("other", render=False)
+        session._update_value_in_config(slider, 7)
+        session[state] = 6
+    assert by_id(ours) == by_id(theirs) and by_id(ours)[slider]["props"]["value"] == 7
+    assert ours[state] == 6 and gradio_patches.LightSession(blocks)[state] == 5
+
+
+def test_nothing_is_described_until_it_is_asked_for(blocks, monkeypatch):
+    monkeypatch.setattr(gr.Textbox, "get_config", pytest.fail)
+    monkeypatch.setattr(state_holder, "SessionState", state_holder.SessionState)  # put back afterwards
+    gradio_patches.apply_patches()
+    holder = state_holder.StateHolder()
+    holder.set_blocks(blocks)
+    assert isinstance(holder["someone"], gradio_patches.LightSession)
+    assert "someone" in holder and holder["someone"] is holder["someone"]
