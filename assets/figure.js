@@ -1,9 +1,9 @@
-// Downloads the data of a plotly figure as NAME.csv, one row a mark. `plot` is the value of a gr.Plot.
+// Downloads the data of a plotly figure as NAME.csv, one row per mark. `plot` is the value of a gr.Plot.
 (plot, name) => {
   const TYPES = {i1: Int8Array, u1: Uint8Array, i2: Int16Array, u2: Uint16Array, i4: Int32Array, u4: Uint32Array,
                  f4: Float32Array, f8: Float64Array};
 
-  // A list, or plotly's binary form of one: {dtype, bdata (base64), shape ("rows, columns" of a table)}.
+  // A list, or plotly's binary form of one: {dtype, bdata (base64), shape ("rows, columns" of a matrix)}.
   function list(values) {
     if (!values || !values.bdata) return values || [];
     const bytes = Uint8Array.from(atob(values.bdata), c => c.charCodeAt(0));
@@ -30,7 +30,7 @@
     }
   }
 
-  // Labels are escaped for plotly; a text that a spreadsheet would take for a formula gets an apostrophe in front.
+  // Undoes the escapes of plotly labels. An apostrophe keeps a spreadsheet from reading a text as a formula.
   function field(value) {
     if (value == null || Number.isNaN(value)) return '';
     if (typeof value !== 'string') return String(value);

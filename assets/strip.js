@@ -1,14 +1,14 @@
-// A text as tokens: coloured, hovered, selected by click or arrow keys. Its value is append-only lines of JSON:
-//   {"prompt": text, "experts": n, "layers": [1, 2]}      first, a new text
-//   {"mark": index}                                       a bar before that token
-//   {"from": index, "a": [percent, ...]}                  what that token looked at
-//   {"t": text, "p": probability, "r": rank, "h": entropy, "T": temperature, "e": {"1": [[expert, weight], ...]}}
-// All text goes in through textContent and never through the template.
+// A text as tokens: coloured, with details on hover, selected by click or arrow keys. Value: append-only lines of JSON:
+//   {"prompt": text, "experts": n, "layers": [1, 2], "colours": [name, ...]}       first: a new text
+//   {"t": text, "p": probability, "r": rank, "h": entropy, "T": temperature, "e": {"1": [[expert, weight], ...]}}  a token
+//   {"mark": index}                                                                a bar before that token
+//   {"from": index, "a": [percent, ...]}                                           the attention of that token
+// All text is set through textContent, never through the template.
 const strip = element.querySelector('.tokens'), chooser = element.querySelector('select');
 const legend = element.querySelector('.legend'), detail = element.querySelector('.detail');
 const palette = JSON.parse(element.querySelector('.strip').dataset.colours);
 const first = element.querySelector('.strip').dataset.first;
-let seen = '', head = {}, tokens = [], spans = [], selected = -1, marked = -1, attended = [], telling = null;
+let drawn = '', head = {}, tokens = [], spans = [], selected = -1, marked = -1, attention = [], selectTimer = null;
 
 const percent = value => value == null ? '–' : (100 * value).toFixed(value < 0.0995 ? 1 : 0) + ' %';
 const layer = () => chooser.value.startsWith('layer ') ? chooser.value.slice(6) : null;
@@ -21,9 +21,9 @@ function describe(token, index) {
   if (token.p != null) parts.push('probability ' + percent(token.p) + (token.r ? ', rank ' + token.r : ''));
   if (token.h != null) parts.push('entropy ' + token.h.toFixed(2) + ' nats');
   if (token.T != null) parts.push('temperature ' + token.T.toFixed(2));
-  if (attended[index] != null) parts.push('gets ' + attended[index] + ' % of the attention');
-  const here = layer() && token.e && token.e[layer()];
-  if (here) parts.push('layer ' + layer() + ': ' + here.map(([e, w]) => 'expert ' + e + ' ' + percent(w)).join(', '));
+  if (attention[index] != null) parts.push('gets ' + attention[index] + ' % of the attention');
+  const experts = layer() && token.e && token.e[layer()];
+  if (experts) parts.push('layer ' + layer() + ': ' + experts.map(([e, w]) => 'expert ' + e + ' ' + percent(w)).join(', '));
   return parts.join(' · ');
 }
 
@@ -31,19 +31,19 @@ function paint(span, token, index) {
   span.style.background = span.style.color = '';
   const tint = strength => { span.style.background = 'rgba(230,159,0,' + (0.5 * Math.min(1, Math.max(0, strength))).toFixed(2) + ')'; };
   if (layer()) {
-    const here = token.e && token.e[layer()];
-    if (here) {
-      const expert = here[0][0] % palette.length;
+    const experts = token.e && token.e[layer()];
+    if (experts) {
+      const expert = experts[0][0] % palette.length;
       span.style.background = palette[expert];
       span.style.color = expert === 4 ? '#fff' : '#111';
     }
   } else if (chooser.value === 'probability' && token.p != null) tint(1 - token.p);
   else if (chooser.value === 'entropy' && token.h != null) tint(token.h / 6);
   else if (chooser.value === 'temperature' && token.T != null) tint(token.T / 2);
-  else if (chooser.value === 'attention') tint(1.4 * Math.sqrt((attended[index] || 0) / 100));
+  else if (chooser.value === 'attention') tint(1.4 * Math.sqrt((attention[index] || 0) / 100));
 }
 
-function explain() {
+function drawLegend() {
   legend.textContent = '';
   if (layer()) {
     for (let expert = 0; expert < (head.experts || 0); expert++) {
@@ -54,21 +54,21 @@ function explain() {
       key.style.color = expert % palette.length === 4 ? '#fff' : '#111';
       legend.append(key);
     }
-    legend.prepend('first expert ');
+    legend.prepend('top expert ');
   } else {
     legend.textContent = {
-      probability: 'darker: the model found it less likely', entropy: 'darker: the model was less sure',
-      temperature: 'darker: drawn at a higher temperature',
-      attention: 'stronger: looked at more by the outlined token', none: ''}[chooser.value] || '';
+      probability: 'darker: less likely under the model', entropy: 'darker: the model was less certain',
+      temperature: 'darker: sampled at a higher temperature',
+      attention: 'stronger: more attention from the outlined token', none: ''}[chooser.value] || '';
   }
 }
 
 function repaint() {
   spans.forEach((span, index) => { paint(span, tokens[index], index); span.title = describe(tokens[index], index); });
-  explain();
+  drawLegend();
 }
 
-// `wait` milliseconds later the page is told, of the last one alone; undefined: it is not.
+// Sends the select event after `wait` milliseconds, only for the last of several; sends none without `wait`.
 function choose(index, wait) {
   if (index < 0 || index >= spans.length) return;
   if (spans[selected]) { spans[selected].classList.remove('chosen'); spans[selected].setAttribute('aria-selected', 'false'); }
@@ -78,12 +78,12 @@ function choose(index, wait) {
   strip.setAttribute('aria-activedescendant', spans[index].id);
   detail.textContent = describe(tokens[index], index);
   if (wait === undefined) return;
-  clearTimeout(telling);
-  telling = setTimeout(() => trigger('select', {index: index}), wait);
+  clearTimeout(selectTimer);
+  selectTimer = setTimeout(() => trigger('select', {index: index}), wait);
 }
 
 function start(line) {
-  head = line; tokens = []; spans = []; selected = marked = -1; attended = [];
+  head = line; tokens = []; spans = []; selected = marked = -1; attention = [];
   strip.textContent = ''; detail.textContent = '';
   if (line.prompt) {
     const span = document.createElement('span');
@@ -91,9 +91,8 @@ function start(line) {
     span.textContent = visible(line.prompt);
     strip.append(span);
   }
-  const wanted = chooser.options.length ? chooser.value : first, options = [...(line.colours || [])];
-  for (const at of line.layers || []) options.push('layer ' + at);
-  options.push('none');
+  const previous = chooser.options.length ? chooser.value : first;
+  const options = [...(line.colours || []), ...(line.layers || []).map(layer => 'layer ' + layer), 'none'];
   chooser.textContent = '';
   for (const name of options) {
     const option = document.createElement('option');
@@ -101,9 +100,9 @@ function start(line) {
     option.textContent = name.startsWith('layer ') ? 'expert, ' + name : name;
     chooser.append(option);
   }
-  const deepest = options.filter(name => name.startsWith('layer ')).pop();  // another model may lack the layer wanted
-  chooser.value = options.includes(wanted) ? wanted : wanted.startsWith('layer ') && deepest || options[0];
-  explain();
+  const lastLayer = options.filter(name => name.startsWith('layer ')).pop();  // another model may lack the previous layer
+  chooser.value = options.includes(previous) ? previous : previous.startsWith('layer ') && lastLayer || options[0];
+  drawLegend();
 }
 
 function add(token) {
@@ -127,22 +126,22 @@ function mark(index) {
 }
 
 function attend(record) {
-  attended = record.a;
+  attention = record.a;
   repaint();
   choose(record.from);
 }
 
 function draw() {
   const value = props.value || '';
-  if (!seen || !value.startsWith(seen)) { seen = ''; strip.textContent = ''; tokens = []; spans = []; selected = -1; }
+  if (!drawn || !value.startsWith(drawn)) { drawn = ''; strip.textContent = ''; tokens = []; spans = []; selected = -1; }
   const end = value.lastIndexOf('\n') + 1;
-  for (const line of value.slice(seen.length, end).split('\n')) {
+  for (const line of value.slice(drawn.length, end).split('\n')) {
     if (!line) continue;
     const record = JSON.parse(line);
     if ('experts' in record) start(record); else if ('mark' in record) mark(record.mark);
     else if ('from' in record) attend(record); else add(record);
   }
-  seen = value.slice(0, end);
+  drawn = value.slice(0, end);
 }
 
 chooser.addEventListener('change', repaint);
@@ -150,7 +149,7 @@ strip.addEventListener('keydown', event => {
   const step = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, Home: -Infinity, End: Infinity}[event.key];
   if (!step || !spans.length) return;
   event.preventDefault();
-  choose(Math.min(spans.length - 1, Math.max(0, selected + step)), 100);  // keys come faster than answers
+  choose(Math.min(spans.length - 1, Math.max(0, selected + step)), 100);  // keys repeat faster than the server answers
   spans[selected].scrollIntoView({block: 'nearest'});
 });
 watch('value', draw);

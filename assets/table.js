@@ -1,5 +1,5 @@
-// A text as a plain table, a row a token; the first cell heads its row. Value: rows of texts as JSON. All text goes in
-// through textContent.
+// A text as a plain table, one row per token; the first cell is the row's header. Value: JSON, a list of rows of strings.
+// All text is set through textContent.
 const body = element.querySelector('tbody');
 
 function draw() {

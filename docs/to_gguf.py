@@ -1,8 +1,7 @@
-"""A checkpoint as a file for llama.cpp: `python docs/to_gguf.py LLAMA_CPP CHECKPOINT --outfile FILE`.
+"""Converts a checkpoint for llama.cpp: `python docs/to_gguf.py LLAMA_CPP CHECKPOINT --outfile FILE`.
 
-LLAMA_CPP is a clone of llama.cpp, whose own converter does the work and takes the other arguments. It knows how a
-tokenizer splits text by a fingerprint of every published one; one that it does not know was learned here, and splits as
-GPT-2's does.
+LLAMA_CPP is a clone of llama.cpp. Its own converter does the work and takes the other arguments. It recognizes a tokenizer's
+pre-tokenization by a hash of published tokenizers; one that it does not know was trained here, and splits as GPT-2's does.
 """
 
 import sys
@@ -15,16 +14,16 @@ sys.path[:0] = [folder, f"{folder}/gguf-py"]
 import convert_hf_to_gguf  # noqa: E402
 from conversion.base import TextModel  # noqa: E402
 
-published = TextModel.get_vocab_base_pre
+published_pre_tokenizer = TextModel.get_vocab_base_pre
 
 
-def splitting(self, tokenizer) -> str:
-    """llama.cpp's name for the way in which `tokenizer` splits text before its merges."""
+def pre_tokenizer(self, tokenizer) -> str:
+    """llama.cpp's name for the pre-tokenization of `tokenizer`."""
     try:
-        return published(self, tokenizer)
+        return published_pre_tokenizer(self, tokenizer)
     except NotImplementedError:
         return "gpt-2"
 
 
-TextModel.get_vocab_base_pre = splitting
+TextModel.get_vocab_base_pre = pre_tokenizer
 convert_hf_to_gguf.main()

@@ -1,25 +1,27 @@
-"""Shared by the tests: small random models of three kinds, and a tokenizer that fits them."""
+"""Shared by the tests: small random models of three architectures with a tokenizer, the demo, and one running app."""
 
 import os
+import shutil
 
 import pytest
 import torch
-from running import ROOT, end_runs, start_app, started_app
+from running import ROOT, app_in, end_runs, start_app
 from small import SHAPE, STORIES, randomized
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 from xdist.scheduler import LoadScopeScheduling
 
+from deepseek import load
 from deepseek.data.tokenizer import train_tokenizer
 from deepseek.model.config import preset
 from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM
 
-# Models this small only wait for their threads, 20 times longer than they compute where the cores are busy.
+# Models this small wait 20 times longer for their threads than they compute where the cores are busy.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # in the commands that tests start
 
 
 class ByFile(LoadScopeScheduling):
-    """A file's tests go to one process, and all that drive a browser to one, for two browsers wait for each other."""
+    """One file's tests run in one process, and all browser tests in one: two browsers wait for each other."""
 
     def _split_scope(self, nodeid):
         return "browser" if "/browser/" in nodeid else nodeid.split("::")[0]
@@ -27,6 +29,11 @@ class ByFile(LoadScopeScheduling):
 
 def pytest_xdist_make_scheduler(config, log):
     return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    """Browser tests first: they are the longest scope, and must not start when the other process has nothing left."""
+    items.sort(key=lambda item: "/browser/" not in item.nodeid)
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +51,7 @@ def tokenizer(stories):
 
 @pytest.fixture(scope="session")
 def model():
-    """Ours, with three layers so that two of them route."""
+    """Ours, with three layers of which two are MoE layers."""
     return randomized(DeepseekV3ForCausalLM(preset("tiny", vocab_size=300, num_hidden_layers=3)))
 
 
@@ -65,6 +72,12 @@ def any_model(request):
 
 
 @pytest.fixture(scope="session")
+def demo():
+    """(model, tokenizer) of the demo checkpoint."""
+    return load("assets/demo")
+
+
+@pytest.fixture(scope="session")
 def checkpoint(model, tokenizer, tmp_path_factory):
     """A folder with our model and the tokenizer."""
     folder = tmp_path_factory.mktemp("checkpoint")
@@ -77,38 +90,36 @@ def checkpoint(model, tokenizer, tmp_path_factory):
 def start_again(tmp_path):
     """Starts an app in a folder of its own, again and again; returns what `start_app` does."""
     (tmp_path / "assets").symlink_to(ROOT / "assets")
-    apps = []
+    processes = []
 
     def start():
-        url, app = start_app(tmp_path, tmp_path / "log")
-        apps.append(app)
-        return url, app
+        url, process = start_app(tmp_path, tmp_path / "log")
+        processes.append(process)
+        return url, process
 
     yield start
-    for app in apps:
-        app.kill()
-        app.wait()
+    for process in processes:
+        process.kill()
+        process.wait()
     end_runs(tmp_path / "deepseek_checkpoints")
 
 
 @pytest.fixture(scope="session")
-def running_app():
-    """`started_app`, for a test that stops it itself."""
-    return started_app
+def app(tmp_path_factory):
+    """The App that all tests of a process share, in a folder of its own."""
+    with app_in(tmp_path_factory.mktemp("app")) as app:
+        yield app
 
 
 @pytest.fixture(scope="session")
-def app_url(tmp_path_factory):
-    """The address of the app, started as the README does."""
-    with started_app(ROOT, tmp_path_factory.mktemp("app") / "log") as url:
-        yield url
+def app_url(app):
+    """The address of the shared app."""
+    return app.url
 
 
 @pytest.fixture(scope="module")
-def training_app(tmp_path_factory):
-    """(address, folder of its runs) of an app that has no run yet."""
-    folder = tmp_path_factory.mktemp("training")
-    (folder / "assets").symlink_to(ROOT / "assets")
-    with started_app(folder, folder / "log") as url:
-        yield url, folder / "deepseek_checkpoints"
-    end_runs(folder / "deepseek_checkpoints")
+def training_app(app):
+    """(address, folder of the runs) of the shared app, for tests that start runs; there is none when a file begins."""
+    yield app.url, app.runs
+    end_runs(app.runs)
+    shutil.rmtree(app.runs, ignore_errors=True)

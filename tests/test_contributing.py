@@ -1,4 +1,4 @@
-"""CONTRIBUTING's table of dependencies, and what is installed and imported."""
+"""CONTRIBUTING's table of dependencies against the requirements files and the imports."""
 
 import ast
 import re
@@ -17,30 +17,30 @@ def required(name):
     return [pin[1] or pin[2] for pin in pins]
 
 
-def imported(folder):
-    """The top-level packages that Python files import, less the standard library's."""
-    found = set()
-    for file in folder:
+def imported(files):
+    """The top-level packages that Python files import, without the standard library's."""
+    packages = set()
+    for file in files:
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            found |= {name.split(".")[0] for name in names + [getattr(node, "module", None) or ""]}
-    return found - set(sys.stdlib_module_names) - {"", "deepseek"}
+            packages |= {name.split(".")[0] for name in names + [getattr(node, "module", None) or ""]}
+    return packages - set(sys.stdlib_module_names) - {"", "deepseek"}
 
 
-def test_every_dependency_has_its_row_and_its_reason():
+def test_every_dependency_has_a_row_with_a_reason():
     table = re.findall(r"^\| ([\w-]+) \| (.+) \|$", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.M)
-    rows = {name: reason for name, reason in table if name != "package"}
-    assert sorted(rows) == sorted(required("requirements.txt") + required("tests/requirements.txt"))
-    assert all(len(reason) >= 5 for reason in rows.values())
+    reasons = {name: reason for name, reason in table if name != "package"}
+    assert sorted(reasons) == sorted(required("requirements.txt") + required("tests/requirements.txt"))
+    assert all(len(reason) >= 5 for reason in reasons.values())
 
 
-def test_what_is_required_is_imported_and_the_other_way_round():
+def test_the_requirements_are_the_imports():
     files = [ROOT / "app.py", *(ROOT / "deepseek").rglob("*.py")]
-    brought = {"starlette", "pydantic", "llvmlite"}  # what gradio and numba are made of
-    assert imported(files) - {"spaces"} - brought == set(required("requirements.txt"))  # `spaces`: on a Space alone
+    transitive = {"starlette", "pydantic", "llvmlite"}  # of gradio and numba
+    assert imported(files) - {"spaces"} - transitive == set(required("requirements.txt"))  # `spaces`: only on a Space
 
 
-def test_the_pythons_are_those_that_a_space_and_the_readme_name():
+def test_the_python_versions_agree():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     readme = (ROOT / "README.md").read_text("utf-8")
     assert project["requires-python"] == ">=3.11" and 'python_version: "3.12"' in readme

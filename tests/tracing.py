@@ -1,6 +1,6 @@
-"""Stops a forked child at its system calls with Linux's ptrace: to see them, to kill it there, or to fail them.
+"""Stops a forked child at its system calls with Linux's ptrace, to record them, kill it there or make them fail.
 
-What Python, safetensors' Rust and the C library do to the disk all passes here, unlike a patched `os` module.
+Unlike a patched `os` module it also sees the writes of safetensors' Rust code and of the C library.
 """
 
 import ctypes
@@ -10,7 +10,7 @@ import platform
 import signal
 from collections.abc import Callable
 
-SUPPORTED = platform.system() == "Linux" and platform.machine() == "x86_64"  # system call numbers are a machine's own
+SUPPORTED = platform.system() == "Linux" and platform.machine() == "x86_64"  # the numbers below are those of x86-64
 WRITES = {
     1: "write",
     18: "pwrite64",
@@ -34,7 +34,7 @@ libc.ptrace.restype = ctypes.c_long
 
 
 def ptrace(request: int, pid: int, address: int = 0, data: int = 0) -> int:
-    """One ptrace call; raises OSError."""
+    """One ptrace call. Raises OSError."""
     ctypes.set_errno(0)
     result = libc.ptrace(request, pid, address, data)
     if result == -1 and (number := ctypes.get_errno()):
@@ -43,12 +43,12 @@ def ptrace(request: int, pid: int, address: int = 0, data: int = 0) -> int:
 
 
 def traced(function: Callable[[], None], at_call: Callable[[int, str, int], str | None]) -> int:
-    """Runs `function()` in a fork; returns its exit code, negative for a signal's number.
+    """Runs `function()` in a fork and returns its exit code, negative for a signal.
 
-    Before every system call of CHANGES of its main thread `at_call(pid, name, count)` is asked, with the number of
-    such calls before this one. Its answer: None lets the call through, "kill" kills the child before it, "torn" kills it
-    after a write of half the bytes, "full" fails the call with "No space left on device" (exit code 10, if that is
-    what `function` raises).
+    `at_call(pid, name, count)` is called before every system call of CHANGES in its main thread, `count` being the number
+    of such calls before it. It returns None to let the call through, "kill" to kill the child before it, "torn" to kill it
+    after writing half of the bytes, or "full" to fail the call with "No space left on device" (exit code 10 if `function`
+    raises that).
     """
     if not (pid := os.fork()):
         try:
@@ -60,32 +60,32 @@ def traced(function: Callable[[], None], at_call: Callable[[int, str, int], str 
             os._exit(10 if isinstance(error, Exception) and "No space left" in str(error) else 11)
     os.waitpid(pid, 0)
     ptrace(SETOPTIONS, pid, 0, TRACESYSGOOD | EXITKILL)
-    count, entering, answer, number = 0, True, None, 0
+    count, entering, action, number = 0, True, None, 0
     while True:
         ptrace(SYSCALL, pid, 0, number)
         _, status = os.waitpid(pid, 0)
         if not os.WIFSTOPPED(status):
             return os.waitstatus_to_exitcode(status)
         number = os.WSTOPSIG(status)
-        if number != signal.SIGTRAP | 0x80:  # a signal on its way to the child
+        if number != signal.SIGTRAP | 0x80:  # a signal sent to the child
             continue
         number = 0
         if entering and (name := CHANGES.get(ptrace(PEEKUSER, pid, ORIG_RAX))):
-            answer, count = at_call(pid, name, count), count + 1
-            if answer == "torn":
+            action, count = at_call(pid, name, count), count + 1
+            if action == "torn":
                 ptrace(POKEUSER, pid, RDX, ptrace(PEEKUSER, pid, RDX) // 2)
-            if answer == "full":
+            if action == "full":
                 ptrace(POKEUSER, pid, ORIG_RAX, ctypes.c_ulong(-1).value)  # no such call: nothing happens
-        elif not entering and answer == "full":
+        elif not entering and action == "full":
             ptrace(POKEUSER, pid, RAX, ctypes.c_ulong(-errno.ENOSPC).value)
-        if answer == "kill" or answer == "torn" and not entering:
+        if action == "kill" or action == "torn" and not entering:
             os.kill(pid, signal.SIGKILL)
             return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        answer, entering = answer if entering else None, not entering
+        action, entering = action if entering else None, not entering
 
 
 def target(pid: int, name: str) -> str:
-    """The path that a stopped call is about: of its descriptor, or the first path of its arguments."""
+    """The path that a stopped call acts on: that of its descriptor, or the first path among its arguments."""
     if name in WRITES.values() or "sync" in name:
         return os.readlink(f"/proc/{pid}/fd/{ptrace(PEEKUSER, pid, RDI)}")
     address = ptrace(PEEKUSER, pid, RSI if name.endswith(("at", "at2")) else RDI)

@@ -1,4 +1,4 @@
-"""Checkpoints kept open for the next who asks."""
+"""Opened checkpoints, cached for the next request."""
 
 import os
 import threading
@@ -9,39 +9,41 @@ from deepseek.checkpoints.saving import pin
 
 
 class ModelCache:
-    """The `most` checkpoints that were asked for last, by path. Its methods may be called from several threads."""
+    """The `capacity` checkpoints used last, by path. Thread-safe."""
 
-    def __init__(self, most: int):
-        self.most = most
-        self._models: OrderedDict[str, tuple] = OrderedDict()  # path -> (its time on disk, model, tokenizer)
-        self._guard, self._opening = threading.Lock(), threading.Lock()
+    def __init__(self, capacity: int):
+        self.capacity = capacity
+        self._entries: OrderedDict[str, tuple] = OrderedDict()  # path -> (mtime_ns, (model, tokenizer))
+        self._lock, self._load_lock = threading.Lock(), threading.Lock()
 
-    def open(self, path: str, largest: int | None = None):
-        """(model, tokenizer) of a checkpoint that has both.
+    def get(self, path: str, max_bytes: int | None = None):
+        """(model, tokenizer) of a checkpoint, opened again if its folder has changed; a deleted one stays cached.
 
-        A folder that was written anew is opened anew; one that is gone is served as long as it is held. What needs more
-        than `largest` bytes is refused. Raises CheckpointError.
+        Raises CheckpointError for one that has no tokenizer, needs more than `max_bytes`, or cannot be opened.
         """
-        time = os.stat(path).st_mtime_ns if os.path.isdir(path) else None
-        found = self._find(path, time)
-        if not found:
-            with self._opening:  # one at a time: two readers may ask for the same one
-                found = self._find(path, time) or load(path, most=largest)
-                pin(path)  # its run may go on, and prune it
-            if found[1] is None:
+        mtime = os.stat(path).st_mtime_ns if os.path.isdir(path) else None
+        if cached := self._find(path, mtime):
+            return cached
+        with self._load_lock:  # several threads may ask for the same one
+            if cached := self._find(path, mtime):
+                return cached
+            model, tokenizer = load(path, max_bytes=max_bytes)
+            if tokenizer is None:
                 raise CheckpointError(f"checkpoint {path!r} has no tokenizer.")
-            with self._guard:
-                self._models[path] = time, *found
-                while len(self._models) > self.most:
-                    self._models.popitem(last=False)
-        return found
+            pin(path)  # against its own run, which may still be training
+            with self._lock:
+                self._entries[path] = mtime, (model, tokenizer)
+                self._entries.move_to_end(path)
+                while len(self._entries) > self.capacity:
+                    self._entries.popitem(last=False)
+            return model, tokenizer
 
     def __contains__(self, path: str) -> bool:
-        return path in self._models
+        return path in self._entries
 
-    def _find(self, path: str, time: int | None):
-        with self._guard:
-            if path in self._models and time in (None, self._models[path][0]):
-                self._models.move_to_end(path)
-                return self._models[path][1:]
+    def _find(self, path: str, mtime: int | None):
+        with self._lock:
+            if path in self._entries and mtime in (None, self._entries[path][0]):
+                self._entries.move_to_end(path)
+                return self._entries[path][1]
         return None

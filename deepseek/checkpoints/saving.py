@@ -1,4 +1,9 @@
-"""TODO"""
+"""Checkpoints of a run that no crash can lose or corrupt.
+
+A checkpoint is a folder `step-NNNNNN` that appears whole or not at all: it is written under another name, every file
+is hashed into manifest.json and flushed to the disk, then the folder is renamed. A run resumes from the newest
+checkpoint whose files match its manifest.
+"""
 
 import hashlib
 import json
@@ -9,13 +14,13 @@ from pathlib import Path
 
 MANIFEST = "manifest.json"
 STAGING = ".staging"
-PINNED = ".opened"  # in a run: the name of the commit that is not pruned
+PINNED = ".opened"  # in a run: the name of the checkpoint that is not pruned
 
 
 def save_checkpoint(run, step: int, write, keep_last: int = 2) -> Path:
-    """Makes `run`/step-NNNNNN from what `write(folder)` puts into a folder; then drops all but the newest `keep_last`.
+    """Saves what `write(folder)` writes as `run`/step-NNNNNN, then prunes all but the newest `keep_last` checkpoints.
 
-    What `hold` named stays as well. Commits of later steps go: they are damaged ones, behind which the run had to go back.
+    The pinned checkpoint stays as well. Those of later steps go: they are damaged, or the run would have resumed there.
     """
     run = Path(run)
     staging, target = run / STAGING, run / f"step-{step:06d}"
@@ -28,25 +33,26 @@ def save_checkpoint(run, step: int, write, keep_last: int = 2) -> Path:
         for file in staging.iterdir():
             _fsync(file)
     except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)  # a full disk needs the room
+        shutil.rmtree(staging, ignore_errors=True)  # the disk may be full
         raise
     _fsync(staging)
-    shutil.rmtree(target, ignore_errors=True)  # a damaged commit of the same step
+    shutil.rmtree(target, ignore_errors=True)  # a damaged checkpoint of the same step
     staging.rename(target)
     _fsync(run)
-    made = list_checkpoints(run)
-    good = made[: made.index(target) + 1]
-    for old in made:
-        if old not in good[-keep_last:] and not (old in good and old.name == _pinned(run)):
-            shutil.rmtree(old)
+    checkpoints = list_checkpoints(run)
+    valid = checkpoints[: checkpoints.index(target) + 1]
+    pinned = [path for path in valid if path.name == _pinned(run)]
+    for path in checkpoints:
+        if path not in valid[-keep_last:] + pinned:
+            shutil.rmtree(path)
     return target
 
 
 def pin(folder) -> None:
-    """Keeps a commit that somebody has opened from being pruned, until another one of its run is held."""
+    """Keeps an opened checkpoint from being pruned, until another one of its run is pinned."""
     folder = Path(folder)
     if (folder / MANIFEST).is_file():
-        with suppress(OSError):  # somebody else's folder, or a full disk
+        with suppress(OSError):  # a read-only folder, or a full disk
             (folder.parent / PINNED).write_text(folder.name)
 
 
@@ -57,18 +63,18 @@ def _pinned(run: Path) -> str:
 
 
 def list_checkpoints(run) -> list[Path]:
-    """The commit folders of a run, oldest first, damaged ones included."""
+    """The checkpoint folders of a run, oldest first, damaged ones included."""
     folders = (path for path in Path(run).glob("step-*") if path.name[5:].isdecimal() and path.is_dir())
     return sorted(folders, key=lambda path: int(path.name[5:]))
 
 
 def latest_checkpoint(run) -> Path | None:
-    """The newest commit whose every file is as its manifest says, or None."""
+    """The newest complete checkpoint of a run, or None."""
     return next((path for path in reversed(list_checkpoints(run)) if is_complete(path)), None)
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a commit holds exactly the files of its manifest, unchanged."""
+    """Whether a checkpoint holds exactly the files of its manifest, unchanged."""
     try:
         hashes = json.loads((folder / MANIFEST).read_text())
         names = {file.name for file in folder.iterdir()} - {MANIFEST}
@@ -78,12 +84,13 @@ def is_complete(folder: Path) -> bool:
 
 
 def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fsync(path: Path) -> None:
-    """Waits until a file's, or a folder's, content is on the disk."""
+    """Waits until the content of a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,5 +1,6 @@
-"""What a checkpoint's folder must be before a library reads it: ordinary files, all inside it, that do not ask for more
-memory, time or code than a model needs.
+"""Checks a checkpoint's folder before any library reads it.
+
+It must hold ordinary files, all inside it, that ask for no more memory, time or code than a model needs.
 """
 
 import json
@@ -9,61 +10,59 @@ from pathlib import Path
 
 from deepseek.model.config import MAX_LAYERS
 
-MAX_CONFIG_BYTES = 2**20  # bytes of config.json
-MAX_JSON_BYTES = 2**26  # bytes of any other .json; the largest tokenizers of public models have half of that
-MAX_HEADER_BYTES = 2**24  # bytes of the header of a .safetensors file; safetensors itself reads up to 100 MB
-MAX_PATTERN_CHARACTERS = 10_000  # characters of a tokenizer's regular expression
-GROUP = re.compile(r"\(((?:[^()\\]|\\.)*)\)([+*{]?)")  # an innermost group and how it is repeated
+MAX_CONFIG_BYTES = 2**20
+MAX_JSON_BYTES = 2**26  # of any other .json or .jinja file; the largest tokenizers of public models have half of that
+MAX_HEADER_BYTES = 2**24  # of a .safetensors file; safetensors itself reads up to 100 MB
+MAX_PATTERN_CHARACTERS = 10_000  # of a tokenizer's regular expression
+GROUP = re.compile(r"\(((?:[^()\\]|\\.)*)\)([+*{]?)")  # an innermost group and its quantifier
 
 
 class FolderError(ValueError):
-    """A folder that is not opened; the message goes on from its name."""
+    """A checkpoint that is not opened; the message continues a sentence that begins with its name."""
 
 
 def validate_folder(folder: Path) -> None:
     """Raises FolderError for a folder that must not be opened."""
     for file in folder.iterdir():
         _check_file(folder, file)
-    config = _object(folder / "config.json")
+    config = _read_object(folder / "config.json")
     if config.get("transformers_weights"):
         raise FolderError("names its weights in config.json (transformers_weights); they must be model*.safetensors.")
-    _check_values(config)
+    _check_config(config)
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        parts = _object(index).get("weight_map")
-        for name in set(parts.values()) if isinstance(parts, dict) else [parts]:
+        weight_map = _read_object(index).get("weight_map")
+        for name in set(weight_map.values()) if isinstance(weight_map, dict) else [weight_map]:
             if not (isinstance(name, str) and name == Path(name).name and (folder / name).is_file()):
                 raise FolderError(
                     f"has an index that names {name!r:.60}; it must name .safetensors files of the folder."
                 )
     if (folder / "tokenizer.json").exists():
-        _check_patterns(_object(folder / "tokenizer.json"))
+        _check_patterns(_read_object(folder / "tokenizer.json"))
 
 
 def _check_file(folder: Path, file: Path) -> None:
-    """Refuses what is no file in the folder, or one larger than what it is for."""
-    # The cache of the Hub keeps the files of a snapshot elsewhere: two folders up, in blobs/.
-    places = (folder.resolve(), folder.absolute().parent.parent.resolve() / "blobs")
-    if file.is_symlink() and not any(file.resolve().is_relative_to(place) for place in places):
+    # The Hub's cache keeps the files of a snapshot two folders up, in blobs/.
+    roots = (folder.resolve(), folder.absolute().parent.parent.resolve() / "blobs")
+    if file.is_symlink() and not any(file.resolve().is_relative_to(root) for root in roots):
         raise FolderError(f"has a link {file.name!r:.60} that leads out of it; all files must be inside.")
-    kind = file.stat()
-    if not (stat.S_ISREG(kind.st_mode) or stat.S_ISDIR(kind.st_mode)):
+    mode, size = file.stat().st_mode, file.stat().st_size
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise FolderError(f"has {file.name!r:.60}, which is a pipe, a socket or a device; it must be a file.")
-    most = MAX_CONFIG_BYTES if file.name == "config.json" else MAX_JSON_BYTES
-    if file.suffix in (".json", ".jinja") and kind.st_size > most:
-        raise FolderError(f"has {file.name!r:.60} of {kind.st_size:,} bytes; it must have {most:,} at most.")
-    if file.suffix == ".safetensors" and stat.S_ISREG(kind.st_mode):
-        with file.open("rb") as data:
-            header = int.from_bytes(data.read(8), "little")
-        if header > min(MAX_HEADER_BYTES, kind.st_size - 8):
+    max_bytes = MAX_CONFIG_BYTES if file.name == "config.json" else MAX_JSON_BYTES
+    if file.suffix in (".json", ".jinja") and size > max_bytes:
+        raise FolderError(f"has {file.name!r:.60} of {size:,} bytes; it must have {max_bytes:,} at most.")
+    if file.suffix == ".safetensors" and stat.S_ISREG(mode):
+        with file.open("rb") as content:
+            header = int.from_bytes(content.read(8), "little")
+        if header > min(MAX_HEADER_BYTES, size - 8):
             raise FolderError(
-                f"has {file.name!r:.60} of {kind.st_size:,} bytes with a header of {header:,}; it must have "
+                f"has {file.name!r:.60} of {size:,} bytes with a header of {header:,}; it must have "
                 f"{MAX_HEADER_BYTES:,} at most, and the file must hold it."
             )
 
 
-def _object(file: Path) -> dict:
-    """The JSON object in a file."""
+def _read_object(file: Path) -> dict:
     try:
         value = json.loads(file.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -73,40 +72,40 @@ def _object(file: Path) -> dict:
     return value
 
 
-def _check_values(config: dict) -> None:
-    """Refuses a number of layers that no model has, at any depth, and what would have code fetched from the Hub."""
+def _check_config(config: dict) -> None:
+    """Refuses, at any depth, an absurd number of layers, and names of code on the Hub."""
     for name, value in config.items():
         if isinstance(value, dict):
-            _check_values(value)
-        elif "layers" in name and isinstance(value, (int, float)) and not 0 <= value <= MAX_LAYERS:  # NaN neither
+            _check_config(value)
+        elif "layers" in name and isinstance(value, (int, float)) and not 0 <= value <= MAX_LAYERS:  # also NaN
             raise FolderError(f"has {name} {value!r:.40} in its config.json; it must be from 0 to {MAX_LAYERS}.")
         elif name.endswith("_implementation") and "/" in str(value):
             raise FolderError(f"asks for {name} {value!r:.60}, which is code from elsewhere; that stays off.")
 
 
-def _check_patterns(tokenizer) -> None:
+def _check_patterns(tokenizer: dict) -> None:
     """Refuses regular expressions that can take a time exponential in the length of a text."""
-    rest = [tokenizer]
-    while rest:
-        value = rest.pop()
+    stack = [tokenizer]
+    while stack:
+        value = stack.pop()
         if isinstance(value, list):
-            rest += value if not value or isinstance(value[0], (dict, list)) else []
+            stack += value if not value or isinstance(value[0], (dict, list)) else []  # not a million merges
         elif isinstance(value, dict):
             pattern = value.get("Regex")
             if isinstance(pattern, str) and is_exponential(pattern):
                 raise FolderError(f"has a tokenizer with the pattern {pattern!r:.60}; it must not repeat repetitions.")
-            rest += [one for name, one in value.items() if name != "vocab" and isinstance(one, (dict, list))]
+            stack += [child for name, child in value.items() if name != "vocab" and isinstance(child, (dict, list))]
 
 
 def is_exponential(pattern: str) -> bool:
-    """Whether a regular expression repeats a group that holds a repetition or a choice; also if it is very long."""
+    """Whether a regular expression repeats a group that holds a repetition or an alternative, or is very long."""
     if len(pattern) > MAX_PATTERN_CHARACTERS:
         return True
-    before = None
-    while pattern != before:
-        before = pattern
-        if any(again and set(inside) & set("+*|") for inside, again in GROUP.findall(pattern)):
+    previous = None
+    while pattern != previous:
+        previous = pattern
+        if any(quantifier and set(inside) & set("+*|") for inside, quantifier in GROUP.findall(pattern)):
             return True
-        # What is left of a group is whether it holds a repetition or a choice.
+        # Replace each innermost group by whether it holds a repetition or an alternative.
         pattern = GROUP.sub(lambda group: "x+" if group[2] or set(group[1]) & set("+*|") else "x", pattern)
     return False

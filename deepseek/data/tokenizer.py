@@ -1,98 +1,96 @@
-"""Between text and token ids: prompts checked on the way in, exact incremental text on the way out."""
+"""Text to token ids and back: prompts, documents, exact incremental decoding, and a tokenizer trained on sources."""
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from deepseek.data.readers import END_OF_TEXT, documents
 
-REPLACEMENT_CHARACTER = "\ufffd"  # what a decoder shows for bytes that are not yet, or never, a character
+REPLACEMENT_CHARACTER = "\ufffd"  # what a decoder shows for bytes that are not, or not yet, a character
 
 
-def encode_prompt(tokenizer, prompt, limit: int | None, room: int = 1, what: str = "prompt") -> list[int]:
-    """Token ids of a prompt (text, or a list of ids), with the tokenizer's own special tokens.
+def encode_prompt(tokenizer, prompt, max_len: int | None, min_new_tokens: int = 1, name: str = "prompt") -> list[int]:
+    """Token ids of a prompt (a str, or a list of ids), with the tokenizer's special tokens.
 
-    Raises ValueError, naming it `what`, for an empty one and for one that leaves fewer than `room` tokens of `limit`.
+    Raises ValueError, naming the prompt `name`, if it is empty or leaves fewer than `min_new_tokens` of `max_len`.
     """
-    most = limit and limit - room
+    max_prompt_len = max_len and max_len - min_new_tokens
     if isinstance(prompt, str):
         if not prompt.strip():
-            raise ValueError(f"{what} is empty; it must hold at least one character that is not a space.")
-        if limit and len(prompt) > 100 * limit:  # far too long to be worth encoding
-            raise ValueError(f"{what} has {len(prompt):,} characters; the model reads {most:,} tokens at most.")
+            raise ValueError(f"{name} is empty; it must hold at least one character that is not a space.")
+        if max_len and len(prompt) > 100 * max_len:  # far too long to be worth encoding
+            raise ValueError(
+                f"{name} has {len(prompt):,} characters; the model reads {max_prompt_len:,} tokens at most."
+            )
         # A lone surrogate, which a browser or JSON can send, is no character and cannot be encoded.
-        ids = list(tokenizer(prompt.encode("utf-8", "replace").decode())["input_ids"])
-    else:
-        ids = list(prompt)
+        prompt = tokenizer(prompt.encode("utf-8", "replace").decode())["input_ids"]
+    ids = list(prompt)
     if not ids:
-        raise ValueError(f"{what} is empty; it must hold at least one token.")
-    if limit and len(ids) > most:
-        reason = " and needs room for one more" if room else ""
-        raise ValueError(f"{what} has {len(ids):,} tokens; the model reads {most:,} at most{reason}.")
+        raise ValueError(f"{name} is empty; it must hold at least one token.")
+    if max_len and len(ids) > max_prompt_len:
+        reason = ", to leave space for a new token" if min_new_tokens else ""
+        raise ValueError(f"{name} has {len(ids):,} tokens; the model reads {max_prompt_len:,} at most{reason}.")
     return ids
 
 
 class IncrementalDetokenizer:
-    """Text of ids that come one by one. The chunks of `push` and the last one of `end` join to the full decode.
+    """Decodes ids one by one: the chunks of `add_token` and the last one of `flush` join to the full decode.
 
-    (Of a byte-level tokenizer for any ids; one with byte fallback may show broken bytes otherwise than the whole does.)
-    A chunk holds back bytes that may still become a character, and nothing else: no chunk waits for a space.
+    This holds for any ids of a byte-level tokenizer; one with byte fallback may show invalid bytes differently.
+    A chunk leaves out only bytes that may still become a character; it never waits for a space.
     """
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
-        self.window: list[int] = []  # ids whose text is not yet settled, after a few settled ones as their context
-        self.settled = 0  # how many of the window are context
-        self.sent = 0  # characters of the window's text already handed out
+        self.window_ids: list[int] = []  # a few ids whose text was returned, as context, then the newest ones
+        self.num_context_ids = 0
+        self.num_returned = 0  # characters of the window's text
 
     def _decode(self, ids) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def push(self, token: int) -> str:
-        """The text that is settled once `token` has come, "" while it ends within a character."""
-        self.window.append(token)
-        text = self._decode(self.window)
-        ready = text.rstrip(REPLACEMENT_CHARACTER)
-        chunk = ready[self.sent :]
-        self.sent = max(self.sent, len(ready))
-        if text == ready:
-            # All of it is settled: the newest tokens alone are context enough for what follows, if they show as text
-            # (some decoders strip the space that a text begins with).
-            newest = self._decode(self.window[self.settled :])
+    def add_token(self, token: int) -> str:
+        """The text that `token` completes, "" while it ends within a character."""
+        self.window_ids.append(token)
+        text = self._decode(self.window_ids)
+        complete = text.rstrip(REPLACEMENT_CHARACTER)
+        chunk = complete[self.num_returned :]
+        self.num_returned = max(self.num_returned, len(complete))
+        if text == complete:
+            # The newest tokens alone are context enough for what follows, if they show as text (some decoders strip
+            # a leading space).
+            newest = self._decode(self.window_ids[self.num_context_ids :])
             if newest.strip():
-                self.window = self.window[self.settled :]
-                self.settled, self.sent = len(self.window), len(newest)
+                self.window_ids = self.window_ids[self.num_context_ids :]
+                self.num_context_ids, self.num_returned = len(self.window_ids), len(newest)
         return chunk
 
-    def end(self) -> str:
-        """What was held back, as the decoder shows it."""
-        rest = self._decode(self.window)[self.sent :]
-        self.sent += len(rest)
+    def flush(self) -> str:
+        """The rest, with U+FFFD for bytes that never became a character."""
+        rest = self._decode(self.window_ids)[self.num_returned :]
+        self.num_returned += len(rest)
         return rest
 
 
 def token_texts(tokenizer, ids) -> list[str]:
-    """The text of each token, such that they join to the text: a character of several tokens stands at its last one.
+    """The text of each token, or the name of a special token.
 
-    Special tokens stand under their own name.
+    The texts of ordinary tokens join to the full decode: the last token of a character has all of it.
     """
-    stream, texts = IncrementalDetokenizer(tokenizer), []
-    special = set(tokenizer.all_special_ids)
-    for token in ids:
-        chunk = stream.push(token)
-        texts.append(tokenizer.convert_ids_to_tokens(token) if token in special else chunk)
+    detokenizer, special = IncrementalDetokenizer(tokenizer), set(tokenizer.all_special_ids)
+    chunks = [(token, detokenizer.add_token(token)) for token in ids]
+    texts = [tokenizer.convert_ids_to_tokens(token) if token in special else chunk for token, chunk in chunks]
     if texts:
-        texts[-1] += stream.end()
+        texts[-1] += detokenizer.flush()
     return texts
 
 
 def train_tokenizer(
-    sources, vocab_size: int, mixture_weights=None, sample: int = 24_000_000
+    sources, vocab_size: int, mixture_weights=None, max_characters: int = 24_000_000
 ) -> PreTrainedTokenizerFast:
-    """A byte-level BPE (Sennrich et al., 2016; GPT-2's splitting) learned from about `sample` characters.
+    """Trains a byte-level BPE (Sennrich et al., 2016; GPT-2's splitting) on about `max_characters` of the sources.
 
-    `mixture_weights` says how much of each source (default: even).
-
-    Any text round-trips exactly. Its one special token, <|endoftext|> (id 0), begins every text.
+    `mixture_weights` are the proportions of the sources (default: even). Any text round-trips exactly. The one special
+    token, <|endoftext|> (id 0), begins every text.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -103,16 +101,15 @@ def train_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-
-    mixture_weights = mixture_weights or [1.0] * len(sources)
+    weights = mixture_weights or [1.0] * len(sources)
 
     def texts():
-        for source, share in zip(sources, mixture_weights):
-            left = int(sample * share / sum(mixture_weights))
+        for source, weight in zip(sources, weights):
+            remaining = int(max_characters * weight / sum(weights))
             for text in documents(source):
-                yield text[:left]
-                left -= len(text)
-                if left <= 0:
+                yield text[:remaining]
+                remaining -= len(text)
+                if remaining <= 0:
                     break
 
     tokenizer.train_from_iterator(texts(), trainer)
@@ -124,6 +121,6 @@ def train_tokenizer(
 
 
 def encode_document(tokenizer, text: str) -> list[int]:
-    """Token ids of one document with its begin-of-text token first."""
+    """Token ids of one document after its begin-of-text token."""
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     return [start, *tokenizer(text, add_special_tokens=False)["input_ids"]]

@@ -1,8 +1,7 @@
-"""Decoding in processes of its own, so that texts share neither Python's lock with the page nor one another's turn.
+"""Decoding in worker processes, so that requests wait neither for the page's Python nor for each other.
 
-A page that streams keeps Python busy a part of the time, and a decode loop asks for Python at every tensor operation: in
-one process each would wait for the other. Here each process writes all the texts it was given at once, a token of each
-at every step, and reads the weights once for all of them.
+A page that streams keeps Python busy, and a decode loop needs Python at every tensor operation: in one process each would
+wait for the other's lock. Each worker runs all its requests as one batch, so a step reads the weights once.
 """
 
 import contextlib
@@ -13,7 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -23,174 +22,170 @@ import torch
 from deepseek.checkpoints.model_cache import ModelCache
 from deepseek.inference.decode_model import DecodeModel, supports
 from deepseek.inference.engine import Request, TokenTrace, decode_step
-from deepseek.inference.sampling import SamplingParams
-from deepseek.interpret.interventions import Intervention
 
-MAX_MODELS = 2  # models in each process
-TOKEN_TIMEOUT_S = 120  # seconds without a token after which a process is given up
-WORKER_DIED = "the model's process ended before its text; it may have been out of memory."
+MAX_MODELS = 2  # models that each worker keeps open
+TOKEN_TIMEOUT_S = 120  # a worker that gives no token for this long is killed
+WORKER_DIED = "the model's worker process died before the text was complete; it may have run out of memory."
 
 
 class WorkerPool:
-    """`places` processes of `threads` threads each, which begin by opening `checkpoint`; a text goes to the least busy.
+    """`num_workers` processes of `num_threads` threads each, which open `checkpoint` first; the least busy gets a request.
 
-    They start one after the other, so that a core is free for the page that is built meanwhile.
+    They start one after the other, which leaves a core to the page that is built meanwhile.
     """
 
-    def __init__(self, places: int, threads: int, checkpoint: str):
-        self.begin = lambda: _Worker(threads, checkpoint)
-        self.guard, self.places = threading.Lock(), places
-        self.ready = [self.begin()]
-        threading.Thread(target=self._begin_others, daemon=True).start()
+    def __init__(self, num_workers: int, num_threads: int, checkpoint: str):
+        self._start_worker = lambda: _Worker(num_threads, checkpoint)
+        self._lock, self.num_workers = threading.Lock(), num_workers
+        self.workers = [self._start_worker()]
+        threading.Thread(target=self._start_workers, daemon=True).start()
 
-    def _begin_others(self) -> None:
-        while len(self.ready) < self.places:
-            self.ready[-1].opened.wait()
-            with self.guard:
-                if len(self.ready) < self.places:  # not if it was closed meanwhile
-                    self.ready.append(self.begin())
+    def _start_workers(self) -> None:
+        while len(self.workers) < self.num_workers:
+            self.workers[-1].ready.wait()
+            with self._lock:
+                if len(self.workers) < self.num_workers:  # `close` sets it to 0
+                    self.workers.append(self._start_worker())
 
-    def stream(
-        self,
-        checkpoint: str,
-        prompt,
-        params: SamplingParams,
-        force: Mapping[int, int] | None = None,
-        changes: Iterable[Intervention] = (),
-    ) -> Iterator[TokenTrace]:
-        """As `engine.stream` of the model at path `checkpoint`, in a process of its own.
+    @property
+    def ready(self) -> bool:
+        return self.workers[0].ready.is_set()
 
-        Closing the generator ends the work. Raises ValueError as `stream` does, and where the process itself fails.
+    @property
+    def num_active_requests(self) -> int:
+        return sum(len(worker.outputs) for worker in self.workers)
+
+    def stream(self, checkpoint: str, prompt, params, forced_tokens=None, interventions=()) -> Iterator[TokenTrace]:
+        """`engine.stream` with the model at path `checkpoint`, in a worker.
+
+        Closing the generator stops the work. Raises ValueError as `engine.stream` does, and if the worker dies.
         """
-        with self.guard:
-            self.ready = [worker if worker.alive else self.begin() for worker in self.ready]
-            worker = min(self.ready, key=lambda worker: len(worker.answers))
-            number = worker.take(checkpoint, prompt, params, dict(force or {}), list(changes))
-        yield from worker.read(number)
+        with self._lock:
+            self.workers = [worker if worker.alive else self._start_worker() for worker in self.workers]
+            worker = min(self.workers, key=lambda worker: len(worker.outputs))
+            request_id = worker.submit(checkpoint, prompt, params, dict(forced_tokens or {}), list(interventions))
+        yield from worker.stream(request_id)
 
     def close(self) -> None:
-        """Ends the processes. (They also end with the one that made them.)"""
-        with self.guard:
-            self.places = 0
-        for worker in self.ready:
-            worker.end()
+        """Ends the workers. (They also end with the process that started them.)"""
+        with self._lock:
+            self.num_workers = 0
+        for worker in self.workers:
+            worker.kill()
 
 
 class _Worker:
-    """This side of one process."""
+    """The pool's side of one process."""
 
-    def __init__(self, threads: int, checkpoint: str):
-        here, there = socket.socketpair()
-        with there:
+    def __init__(self, num_threads: int, checkpoint: str):
+        connection, worker_end = socket.socketpair()
+        with worker_end:
+            descriptor = worker_end.fileno()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "deepseek.inference.worker_pool", str(there.fileno()), str(threads), checkpoint],
-                pass_fds=[there.fileno()],
-                cwd=os.getcwd(),
+                [sys.executable, "-m", "deepseek.inference.worker_pool", str(descriptor), str(num_threads), checkpoint],
+                pass_fds=[descriptor],
                 env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-                start_new_session=True,  # a Ctrl-C in the terminal is the app's to handle
+                start_new_session=True,  # Ctrl-C in the terminal is for the app alone
             )
-        self.connection, self.alive, self.opened = Connection(here.detach()), True, threading.Event()
-        self.numbers, self.answers = itertools.count(), {}  # number of a text -> queue of what comes of it
-        self.sending = threading.Lock()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self.connection, self.alive, self.ready = Connection(connection.detach()), True, threading.Event()
+        self.request_ids, self.outputs = itertools.count(), {}  # request id -> queue of its tokens, or of its error
+        self._send_lock = threading.Lock()
+        threading.Thread(target=self._receive, daemon=True).start()
 
-    def take(self, *job) -> int:
-        """Hands a text over; returns its number."""
-        number = next(self.numbers)
-        self.answers[number] = queue.SimpleQueue()
-        self._send(number, job)
-        return number
+    def submit(self, *request) -> int:
+        """Sends a request; returns its id."""
+        request_id = next(self.request_ids)
+        self.outputs[request_id] = queue.SimpleQueue()
+        self._send(request_id, request)
+        return request_id
 
-    def read(self, number: int) -> Iterator[TokenTrace]:
-        """The tokens of a text as they come."""
-        answers, finished = self.answers[number], False
+    def stream(self, request_id: int) -> Iterator[TokenTrace]:
+        """The tokens of a request as they come."""
+        outputs, finished = self.outputs[request_id], False
         try:
             while not finished:
                 try:
-                    answer = answers.get(timeout=TOKEN_TIMEOUT_S)
+                    output = outputs.get(timeout=TOKEN_TIMEOUT_S)
                 except queue.Empty:
-                    self.end()
-                    answer = ValueError(WORKER_DIED)
-                finished = isinstance(answer, Exception) or bool(answer.finish_reason)
-                if isinstance(answer, Exception):
-                    raise answer
-                yield answer
+                    self.kill()
+                    output = ValueError(WORKER_DIED)
+                finished = isinstance(output, Exception) or bool(output.finish_reason)
+                if isinstance(output, Exception):
+                    raise output
+                yield output
         finally:
-            self.answers.pop(number, None)
-            if not finished:  # closed by its reader
-                self._send(number, None)
+            self.outputs.pop(request_id, None)
+            if not finished:  # the generator was closed
+                self._send(request_id, None)
 
-    def _send(self, number: int, job) -> None:
-        with self.sending, contextlib.suppress(OSError):  # the listener sees a closed connection too, and tells
-            self.connection.send((number, job))
+    def _send(self, request_id: int, request) -> None:
+        with self._send_lock, contextlib.suppress(OSError):  # `_receive` reports a closed connection
+            self.connection.send((request_id, request))
 
-    def _listen(self) -> None:
-        """Hands every answer to the reader it is for, until the process is gone."""
+    def _receive(self) -> None:
+        """Puts every output in the queue of its request until the process is gone."""
         with contextlib.suppress(EOFError, OSError):
             while True:
-                answers = self.connection.recv()
-                self.opened.set()
-                for number, answer in answers:
-                    if found := self.answers.get(number):
-                        found.put(answer)
+                outputs = self.connection.recv()
+                self.ready.set()
+                for request_id, output in outputs:
+                    if waiting := self.outputs.get(request_id):
+                        waiting.put(output)
         self.alive = False
-        self.opened.set()
-        for found in list(self.answers.values()):
-            found.put(ValueError(WORKER_DIED))
+        self.ready.set()
+        for outputs in list(self.outputs.values()):
+            outputs.put(ValueError(WORKER_DIED))
 
-    def end(self) -> None:
+    def kill(self) -> None:
         """Ends the process."""
         self.process.kill()
         self.process.wait()
 
 
-def serve(connection: Connection, held: ModelCache) -> None:
-    """Writes all the texts it is given at once: receives (number, job) or, to stop that text, (number, None).
+def serve(connection: Connection, models: ModelCache) -> None:
+    """The worker's loop. Receives (request id, arguments), or (request id, None) to stop that request.
 
-    Sends lists of (number, TokenTrace, or the ValueError that ends the text), an empty one when it begins. Raises EOFError
+    Sends lists of (request id, TokenTrace or the ValueError that ends the request), an empty one at first. Raises EOFError
     or ConnectionError when the other side is gone.
     """
     connection.send([])
-    texts: dict[int, Request] = {}
-    decoders: WeakKeyDictionary[torch.nn.Module, DecodeModel | None] = (
-        WeakKeyDictionary()
-    )  # None where it does not suit
+    requests: dict[int, Request] = {}
+    decode_models: WeakKeyDictionary[torch.nn.Module, DecodeModel | None] = WeakKeyDictionary()  # None: not supported
     while True:
-        while not texts or connection.poll():
-            number, job = connection.recv()
-            texts.pop(number, None)
-            if job:
-                checkpoint, *rest = job
+        while not requests or connection.poll():
+            request_id, arguments = connection.recv()
+            requests.pop(request_id, None)
+            if arguments:
+                checkpoint, *rest = arguments
                 try:
-                    model, tokenizer = held.open(checkpoint)
-                    if model not in decoders:
-                        decoders[model] = DecodeModel(model) if supports(model) else None
-                    texts[number] = Request(model, tokenizer, *rest)
+                    model, tokenizer = models.get(checkpoint)
+                    if model not in decode_models:
+                        decode_models[model] = DecodeModel(model) if supports(model) else None
+                    requests[request_id] = Request(model, tokenizer, *rest)
                 except ValueError as error:
-                    connection.send([(number, ValueError(str(error)))])  # of a kind that the other side knows
-        for model in {text.model for text in texts.values()}:
-            numbers = [number for number, text in texts.items() if text.model is model]
+                    connection.send([(request_id, ValueError(str(error)))])  # a subclass may not unpickle
+        for model in {request.model for request in requests.values()}:
+            batch = {request_id: request for request_id, request in requests.items() if request.model is model}
             try:
-                answers = decode_step([texts[number] for number in numbers], decoders[model])
+                outputs = decode_step(list(batch.values()), decode_models[model])
             except ValueError as error:
-                answers = [ValueError(str(error))] * len(numbers)
-            connection.send(list(zip(numbers, answers)))
-            for number, answer in zip(numbers, answers):
-                if isinstance(answer, Exception) or answer.finish_reason:
-                    del texts[number]
+                outputs = [ValueError(str(error))] * len(batch)
+            connection.send(list(zip(batch, outputs)))
+            for request_id, output in zip(batch, outputs):
+                if isinstance(output, Exception) or output.finish_reason:
+                    del requests[request_id]
 
 
 def main():
-    descriptor, threads, checkpoint = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    torch.set_num_threads(threads)
-    held = ModelCache(MAX_MODELS)
-    with contextlib.suppress(ValueError):  # the first job will say why
-        model, tokenizer = held.open(checkpoint)
-        decode_step(
-            [Request(model, tokenizer, "a")], DecodeModel(model) if supports(model) else None
-        )  # compiles the loops, or fetches them
+    descriptor, num_threads, checkpoint = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    torch.set_num_threads(num_threads)
+    models = ModelCache(MAX_MODELS)
+    with contextlib.suppress(ValueError):  # the first request will report it
+        model, tokenizer = models.get(checkpoint)
+        # Compiles the kernels or loads them from Numba's cache.
+        decode_step([Request(model, tokenizer, "a")], DecodeModel(model) if supports(model) else None)
     with contextlib.suppress(EOFError, ConnectionError):
-        serve(Connection(descriptor), held)
+        serve(Connection(descriptor), models)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What the model did with a text, and what happens if one changes it."""
+"""What a model computes for a text (routing, attention, logit lens, KV cache), and what changes if experts are ablated."""

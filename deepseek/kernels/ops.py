@@ -1,4 +1,8 @@
-"""TODO"""
+"""What lies between the matrix products of a decode step: norm, activation, routing, rotary embedding.
+
+Shape letters: R rows, one per sequence; X width of several vectors side by side; D hidden width, E experts, K experts per
+token, A = R*K assignments of a row to an expert, F inner width of an expert, J half the rotary width.
+"""
 
 import numba
 import numpy as np
@@ -7,23 +11,23 @@ from deepseek.kernels.llvm import FASTMATH, KERNEL_OPTIONS, exp
 
 
 @numba.njit(fastmath=FASTMATH, **KERNEL_OPTIONS)
-def rms_norm(x_RX, at, weight_D, eps):
-    """RMSNorm (Zhang and Sennrich, 2019) of D numbers of every row, from the `at`-th on: (R, D)."""
+def rms_norm(x_RX, offset, weight_D, eps):
+    """RMSNorm (Zhang and Sennrich, 2019) of D elements of every row, from `offset` on: (R, D)."""
     width = len(weight_D)
     y_RD = np.empty((len(x_RX), width), np.float32)
     for r in range(len(x_RX)):
         squares = np.float32(0)
         for d in range(width):
-            squares += x_RX[r, at + d] * x_RX[r, at + d]
+            squares += x_RX[r, offset + d] * x_RX[r, offset + d]
         factor = np.float32(1) / np.sqrt(squares / np.float32(width) + np.float32(eps))
         for d in range(width):
-            y_RD[r, d] = x_RX[r, at + d] * factor * weight_D[d]
+            y_RD[r, d] = x_RX[r, offset + d] * factor * weight_D[d]
     return y_RD
 
 
 @numba.njit(fastmath=FASTMATH, **KERNEL_OPTIONS)
 def silu_and_mul(gate_up_RX):
-    """silu(gate) * up of rows that hold gate and up side by side: (R, X / 2)."""
+    """silu(gate) * up, for rows with gate and up side by side: (R, X / 2)."""
     width = gate_up_RX.shape[1] // 2
     y_RF = np.empty((len(gate_up_RX), width), np.float32)
     for r in range(len(gate_up_RX)):
@@ -34,35 +38,35 @@ def silu_and_mul(gate_up_RX):
 
 
 @numba.njit(**KERNEL_OPTIONS)
-def topk_route(logits_RE, bias_RE, chosen, scaling):
-    """(indices (R, K), weights (R, K)): the experts with the highest sigmoid plus bias, weighed by their sigmoids.
+def topk_route(logits_RE, bias_RE, top_k, scaling):
+    """(indices (R, K), weights (R, K)): the experts of highest sigmoid plus bias, weighted by their normalised sigmoids.
 
     DeepSeek-V3, section 2.1.2.
     """
-    rows, experts = logits_RE.shape
-    indices_RK, weights_RK = np.empty((rows, chosen), np.int64), np.empty((rows, chosen), np.float32)
-    scores_E, rank_E = np.empty(experts, np.float32), np.empty(experts, np.float32)
+    rows, num_experts = logits_RE.shape
+    indices_RK, weights_RK = np.empty((rows, top_k), np.int64), np.empty((rows, top_k), np.float32)
+    scores_E, biased_E = np.empty(num_experts, np.float32), np.empty(num_experts, np.float32)
     for r in range(rows):
-        for e in range(experts):
+        for e in range(num_experts):
             scores_E[e] = np.float32(1) / (np.float32(1) + np.exp(-logits_RE[r, e]))
-            rank_E[e] = scores_E[e] + bias_RE[r, e]
+            biased_E[e] = scores_E[e] + bias_RE[r, e]
         total = np.float32(1e-20)
-        for k in range(chosen):
+        for k in range(top_k):
             best = 0
-            for e in range(1, experts):
-                if rank_E[e] > rank_E[best]:
+            for e in range(1, num_experts):
+                if biased_E[e] > biased_E[best]:
                     best = e
             indices_RK[r, k], weights_RK[r, k] = best, scores_E[best]
             total += scores_E[best]
-            rank_E[best] = -np.inf
-        for k in range(chosen):
+            biased_E[best] = -np.inf
+        for k in range(top_k):
             weights_RK[r, k] *= np.float32(scaling) / total
     return indices_RK, weights_RK
 
 
 @numba.njit(**KERNEL_OPTIONS)
 def combine_experts(y_AD, order_A, weights_RK, y_RD):
-    """Adds to every row the outputs of its experts, times their weights; order_A tells the assignment of each output."""
+    """Adds the weighted expert outputs y_AD to y_RD in place; output a belongs to assignment order_A[a] = r * K + k."""
     for a in range(len(order_A)):
         r, k = divmod(order_A[a], weights_RK.shape[1])
         for d in range(y_RD.shape[1]):
@@ -70,10 +74,10 @@ def combine_experts(y_AD, order_A, weights_RK, y_RD):
 
 
 @numba.njit(fastmath=FASTMATH, inline="always")
-def apply_rotary_emb(x_X, at, cos_J, sin_J, y_X, to):
-    """The rotary part of x, from `at` on, turned by its angles, into y from `to` on; pairs lie in halves."""
+def apply_rotary_emb(x_X, offset, cos_J, sin_J, y_X, y_offset):
+    """Rotates the 2 J elements of x from `offset` on into y from `y_offset` on; pairs are (j, J + j)."""
     half = len(cos_J)
     for j in range(half):
-        first, second = x_X[at + j], x_X[at + half + j]
-        y_X[to + j] = first * cos_J[j] - second * sin_J[j]
-        y_X[to + half + j] = second * cos_J[j] + first * sin_J[j]
+        first, second = x_X[offset + j], x_X[offset + half + j]
+        y_X[y_offset + j] = first * cos_J[j] - second * sin_J[j]
+        y_X[y_offset + half + j] = second * cos_J[j] + first * sin_J[j]

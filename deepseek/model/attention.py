@@ -1,33 +1,34 @@
-"""Causal attention, a block of queries at a time, for processors on which torch's fused kernel is slow.
+"""Causal attention in blocks of queries, for CPUs on which torch's fused kernel is slow.
 
-That kernel wants values as wide as keys, and multiplies at a third of the processor's speed. Here a block of queries meets
-the keys up to its end in one large product; its weights are made once more for the gradients, so that, as in FlashAttention
-(Dao et al., 2022, section 3.1), no more than a block of them is ever in memory.
+The fused kernel needs values as wide as keys and multiplies at a third of the processor's speed. Here each block of queries
+meets all keys up to its end in one large product. The backward pass computes the weights again, as FlashAttention does (Dao
+et al., 2022, section 3.1), so memory never holds more than one block of them. It buys 3 % of a training step.
 
-Shape letters: B texts, H heads, G heads of all texts, S tokens, T tokens up to the last of them, Q width of a query and a key,
-V of a value.
+Shape letters: B batch, H heads, G = B*H, S tokens, T tokens up to a block's end, Q width of queries and keys, V of values.
 """
 
 import math
 
 import torch
 
+from deepseek.model import cpu_features
+
 BLOCK = 96  # queries; 64 and 128 are as fast within a few percent
 
 
-def suits(query) -> bool:
-    """Whether this is taken: on processors without AMX tiles. With them the two were not measured beside each other."""
-    return query.device.type == "cpu" and not torch.cpu._is_amx_tile_supported()
+def supports(query) -> bool:
+    """Whether to use this kernel: on CPUs without AMX tiles. With AMX it was never compared with the fused kernel."""
+    return query.device.type == "cpu" and not cpu_features.has_amx_tiles()
 
 
 def causal_attention(query, key, value, scale: float):
     """softmax(scale * query key^T) value, each token over itself and those before it.
 
-    Queries and keys (B, H, S, Q), values (B, H, S, V); returns (B, H, S, V). Keys and values may have room for more tokens,
-    which is not looked at. Scores are in float32 whatever the inputs are; under an autocast these are in its precision.
+    Queries and keys (B, H, S, Q), values (B, H, S, V); returns (B, H, S, V). Keys and values beyond S are ignored. Scores
+    are in float32 whatever the dtype of the inputs; under an autocast the inputs are cast to its dtype.
     """
-    tokens = query.shape[2]
-    key, value = key[:, :, :tokens], value[:, :, :tokens]
+    num_tokens = query.shape[2]
+    key, value = key[:, :, :num_tokens], value[:, :, :num_tokens]
     if torch.is_autocast_enabled("cpu"):
         query, key, value = (x.to(torch.get_autocast_dtype("cpu")) for x in (query, key, value))
     with torch.autocast("cpu", enabled=False):
@@ -40,35 +41,34 @@ class _Causal(torch.autograd.Function):
         ctx.save_for_backward(query_GSQ, key_GSQ, value_GSV)
         ctx.scale = scale
         output_GSV = torch.empty_like(value_GSV)
-        for block, seen in _blocks(query_GSQ):
-            output_GSV[:, block] = (
-                _weights(query_GSQ[:, block], key_GSQ[:, seen], scale).to(value_GSV) @ value_GSV[:, seen]
-            )
+        for block, context in _blocks(query_GSQ):
+            weights = _weights(query_GSQ[:, block], key_GSQ[:, context], scale)
+            output_GSV[:, block] = weights.to(value_GSV) @ value_GSV[:, context]
         return output_GSV
 
     @staticmethod
-    def backward(ctx, gradient_GSV):
+    def backward(ctx, grad_GSV):
         query_GSQ, key_GSQ, value_GSV = ctx.saved_tensors
-        to_query, to_key, to_value = torch.empty_like(query_GSQ), torch.zeros_like(key_GSQ), torch.zeros_like(value_GSV)
-        for block, seen in _blocks(query_GSQ):
-            weights = _weights(query_GSQ[:, block], key_GSQ[:, seen], ctx.scale)
-            to_value[:, seen].baddbmm_(weights.to(value_GSV).mT, gradient_GSV[:, block])
-            to_weights = (gradient_GSV[:, block] @ value_GSV[:, seen].mT).float()
-            to_scores = torch._softmax_backward_data(to_weights, weights, -1, torch.float32).to(query_GSQ)
-            to_query[:, block] = to_scores @ key_GSQ[:, seen]
-            to_key[:, seen].baddbmm_(to_scores.mT, query_GSQ[:, block], alpha=ctx.scale)
-        return to_query.mul_(ctx.scale), to_key, to_value, None
+        d_query, d_key, d_value = torch.empty_like(query_GSQ), torch.zeros_like(key_GSQ), torch.zeros_like(value_GSV)
+        for block, context in _blocks(query_GSQ):
+            weights = _weights(query_GSQ[:, block], key_GSQ[:, context], ctx.scale)
+            d_value[:, context].baddbmm_(weights.to(value_GSV).mT, grad_GSV[:, block])
+            weighted = (grad_GSV[:, block] @ value_GSV[:, context].mT).float().mul_(weights)
+            d_scores = weighted.addcmul_(weights, weighted.sum(-1, keepdim=True), value=-1).to(query_GSQ)
+            d_query[:, block] = d_scores @ key_GSQ[:, context]
+            d_key[:, context].baddbmm_(d_scores.mT, query_GSQ[:, block], alpha=ctx.scale)
+        return d_query.mul_(ctx.scale), d_key, d_value, None
 
 
 def _blocks(query_GSQ):
-    """(its queries, the tokens that the last of them sees) of every block, as slices."""
-    tokens = query_GSQ.shape[1]
-    ends = [min(start + BLOCK, tokens) for start in range(0, tokens, BLOCK)]
-    return [(slice(start, end), slice(end)) for start, end in zip([0, *ends], ends)]
+    """(its queries, the tokens up to its end) of every block, as slices."""
+    num_tokens = query_GSQ.shape[1]
+    starts = range(0, num_tokens, BLOCK)
+    return [(slice(start, end), slice(end)) for start in starts for end in [min(start + BLOCK, num_tokens)]]
 
 
 def _weights(query_GSQ, key_GTQ, scale):
-    """What the last S of T tokens give to each of the T, (G, S, T) in float32."""
-    count, tokens = query_GSQ.shape[1], key_GTQ.shape[1]
-    later = torch.full((count, tokens), -math.inf).triu_(1 + tokens - count)
-    return torch.baddbmm(later, query_GSQ.float(), key_GTQ.float().mT, alpha=scale).softmax(-1)
+    """The attention weights of the last S of T tokens, (G, S, T) in float32."""
+    num_queries, num_keys = query_GSQ.shape[1], key_GTQ.shape[1]
+    mask = torch.full((num_queries, num_keys), -math.inf).triu_(1 + num_keys - num_queries)
+    return torch.baddbmm(mask, query_GSQ.float(), key_GTQ.float().mT, alpha=scale).softmax(-1)

@@ -1,8 +1,8 @@
-"""Presets as transformers' own DeepseekV3Config, and what a configuration costs in parameters and cache bytes."""
+"""Presets as transformers' own DeepseekV3Config, and the parameters and cache elements of a configuration."""
 
 from transformers import DeepseekV3Config
 
-MAX_LAYERS = 512  # of any model that is opened
+MAX_LAYERS = 512  # of any checkpoint that is opened
 
 COMMON = dict(
     hidden_size=576,
@@ -17,7 +17,7 @@ COMMON = dict(
     qk_nope_head_dim=64,
     qk_rope_head_dim=32,
     v_head_dim=64,
-    # DeepseekV3Config's own defaults describe the 671B model; these say "no groups, no extra scaling, no MTP".
+    # DeepseekV3Config's defaults describe the 671B model; these mean no groups, no extra scaling, no MTP.
     n_group=1,
     topk_group=1,
     routed_scaling_factor=1.0,
@@ -29,7 +29,7 @@ COMMON = dict(
     bos_token_id=0,
     eos_token_id=0,
     pad_token_id=0,
-    # Not read by stock transformers; other engines read the first two, this package the last two.
+    # Stock transformers ignores these; llama.cpp reads the first two, this package the last two.
     topk_method="noaux_tc",
     scoring_func="sigmoid",
     router_aux_loss_coef=0.01,
@@ -83,7 +83,7 @@ PRESETS = {
 
 
 def preset(name: str, **changes) -> DeepseekV3Config:
-    """The configuration called `name` ("seed", "demo", "quick" or "tiny"), with `changes` to single fields.
+    """The configuration called `name` ("seed", "demo", "quick" or "tiny"), with some fields changed.
 
     Raises ValueError for an unknown name.
     """
@@ -93,37 +93,34 @@ def preset(name: str, **changes) -> DeepseekV3Config:
 
 
 def num_experts(config) -> int:
-    """Routed experts of a layer, whatever the family calls them; 0 for a dense model."""
+    """Routed experts of a layer, whatever name the model family gives them; 0 for a dense model."""
     names = ("num_local_experts", "num_experts", "n_routed_experts")
     return next((count for count in (getattr(config, name, None) for name in names) if count), 0)
 
 
 def parameter_counts(model) -> tuple[int, int]:
-    """(all parameters, parameters used for one token) of any transformers model.
+    """(all parameters, parameters active for one token) of any transformers model.
 
-    A parameter that stacks the routed experts, or belongs to one of them, counts for a token with the share of
-    the experts that one token is sent to.
+    Of the routed experts' parameters the fraction num_experts_per_tok / num_experts is active.
     """
     config = model.config
-    experts = num_experts(config)
-    share = config.num_experts_per_tok / experts if experts else 1.0
+    active_fraction = config.num_experts_per_tok / num_experts(config) if num_experts(config) else 1.0
     total, active = 0, 0.0
     for name, parameter in model.named_parameters():
         total += parameter.numel()
-        routed = ".experts." in name
-        active += parameter.numel() * (share if routed else 1.0)
+        active += parameter.numel() * (active_fraction if ".experts." in name else 1.0)
     return total, round(active)
 
 
 def kv_cache_elements_per_token(config) -> tuple[int, int]:
-    """Numbers kept per token and layer: (by this model, as keys and values of the same heads uncompressed).
+    """Cached elements per token and layer: (of this model, of the same heads as uncompressed keys and values).
 
-    DeepSeek-V2, section 2.1. The two are alike for a model that keeps keys and values.
+    DeepSeek-V2, section 2.1. The two are equal for a model that caches keys and values.
     """
     config = config.get_text_config()
     if getattr(config, "kv_lora_rank", None):
-        full = config.num_attention_heads * (config.qk_nope_head_dim + config.v_head_dim)
-        return config.kv_lora_rank + config.qk_rope_head_dim, full
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * heads * size, 2 * heads * size
+        uncompressed = config.num_attention_heads * (config.qk_nope_head_dim + config.v_head_dim)
+        return config.kv_lora_rank + config.qk_rope_head_dim, uncompressed
+    num_kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * num_kv_heads * head_dim, 2 * num_kv_heads * head_dim

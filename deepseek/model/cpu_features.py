@@ -1,19 +1,33 @@
-"""TODO"""
+"""Which dtype is fast on this machine. Importing this module does not import torch."""
 
-import torch
-from llvmlite.binding import get_host_cpu_name
+from functools import cache
+
+from llvmlite.binding import get_host_cpu_features, get_host_cpu_name
+
+cpu_flags, cpu_name = cache(get_host_cpu_features), cache(get_host_cpu_name)  # every forward asks
 
 
-def fast_in_bf16(device: torch.device) -> bool:
-    """Whether large products are faster in bf16 than in fp32.
+def has_amx_tiles() -> bool:
+    """Whether the CPU has AMX tile registers, for large bf16 matrix products."""
+    return cpu_flags().get("amx-tile", False)
 
-    On processors with AMX tiles they are; with AVX512-BF16 alone they take a quarter of the time on AMD's Zen 5, but twice the
-    time on Intel's. By name and not by the clock, so that a run that is resumed goes on as it began.
+
+def has_bf16_instructions() -> bool:
+    """Whether the CPU multiplies bfloat16 natively (AVX512-BF16 or AMX); elsewhere it is emulated, four times slower."""
+    return cpu_flags().get("avx512bf16", False) or has_amx_tiles()
+
+
+def fast_in_bf16(device) -> bool:
+    """Whether large products on a torch device are faster in bf16 than in fp32.
+
+    On CPUs with AMX tiles they are. With AVX512-BF16 alone they take a quarter of the time on AMD's Zen 5, but twice the time
+    on Intel's. Decided by the processor's name and not by a measurement, so that a resumed run keeps its precision.
     """
-    return device.type != "cpu" or torch.cpu._is_amx_tile_supported() or get_host_cpu_name() == "znver5"
+    return device.type != "cpu" or has_amx_tiles() or cpu_name() == "znver5"
 
 
-def preferred_dtype() -> torch.dtype:
-    """bfloat16 on a GPU, or a processor with bfloat16 instructions; elsewhere it is emulated, four times slower."""
-    fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if fast else torch.float32
+def preferred_dtype():
+    """The torch dtype to load models in: bfloat16 on a GPU or a CPU with bf16 instructions, else float32."""
+    import torch
+
+    return torch.bfloat16 if torch.cuda.is_available() or has_bf16_instructions() else torch.float32

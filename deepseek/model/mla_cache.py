@@ -1,4 +1,4 @@
-"""TODO"""
+"""The KV cache of latent attention, in transformers' cache interface."""
 
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -15,17 +15,17 @@ class MLACacheLayer(CacheLayerMixin):
         self.length = 0
 
     def lazy_initialization(self, entries, _=None):
-        batch, one, _, width = entries.shape
+        batch, num_heads, _, width = entries.shape
         self.dtype, self.device = entries.dtype, entries.device
-        self.keys = entries.new_empty(batch, one, self.capacity, width)
-        self.values = entries.new_empty(batch, one, 0, 0)  # the base class expects both
+        self.keys = entries.new_empty(batch, num_heads, self.capacity, width)
+        self.values = entries.new_empty(batch, num_heads, 0, 0)  # the base class expects both
         self.is_initialized = True
 
-    def extend(self, like, count: int):
-        """Makes the cache `count` tokens longer, for entries such as `like` (B, 1, *, C + R)."""
+    def extend(self, like, num_tokens: int):
+        """Lengthens the cache by `num_tokens` uninitialised entries of the dtype and width of `like` (B, 1, *, C + R)."""
         if not self.is_initialized:
             self.lazy_initialization(like)
-        end = self.length + count
+        end = self.length + num_tokens
         if end > self.capacity:
             old = self.keys[..., : self.length, :]
             self.capacity = max(end, 2 * self.capacity)
@@ -34,7 +34,7 @@ class MLACacheLayer(CacheLayerMixin):
         self.length = end
 
     def update(self, entries, *_, **__):
-        """Appends entries (B, 1, S, C + R); returns all so far (B, 1, T, C + R) and nothing as values."""
+        """Appends entries (B, 1, S, C + R); returns all entries (B, 1, T, C + R) and no values."""
         self.extend(entries, entries.shape[-2])
         self.keys[..., self.length - entries.shape[-2] : self.length, :] = entries
         return self.keys[..., : self.length, :], self.values
@@ -52,7 +52,7 @@ class MLACacheLayer(CacheLayerMixin):
         self.length = 0
 
     def crop(self, tokens_to_remove: int):
-        """Forgets the last tokens; transformers passes their count as a negative number."""
+        """Removes the last tokens; transformers passes their number negated."""
         self.length = max(0, self.length - abs(tokens_to_remove))
 
     def batch_repeat_interleave(self, repeats: int):
@@ -69,7 +69,7 @@ class MLACacheLayer(CacheLayerMixin):
 
 
 class MLACache(Cache):
-    """(C + R) numbers a token and layer; room for `capacity` tokens at first, doubled when they run out."""
+    """(C + R) elements per token and layer; `capacity` tokens at first, doubled whenever it is full."""
 
     def __init__(self, config, capacity: int = 256):
         super().__init__(layers=[MLACacheLayer(capacity) for _ in range(config.num_hidden_layers)])

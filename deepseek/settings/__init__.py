@@ -1,1 +1,1 @@
-"""What a setting is: type, limits, help and old names; for sampler, trainer, command line, page and API."""
+"""Settings: type, limits, help and old names, for the samplers, the trainer, the command lines, the page and the API."""

@@ -1,6 +1,6 @@
-"""Old names of settings. Command lines, run folders, links, presets and API calls that use them still work.
+"""Old names of settings: command lines, run folders, links, presets and API calls that use them still work.
 
-One table, from the name of version 0.1 to today's. What is new is written with today's names only.
+ALIASES maps each name of version 0.1 to the present one. Files, links and answers are written with present names only.
 """
 
 ALIASES = {
@@ -28,11 +28,11 @@ ALIASES = {
 
 
 def rename(values: dict) -> dict:
-    """`values` with today's names. Where a setting is given by both, today's name wins."""
-    old = {ALIASES[name]: value for name, value in values.items() if name in ALIASES}
-    return {**old, **{name: value for name, value in values.items() if name not in ALIASES}}
+    """`values` under present names. A setting given under both names keeps the value of the present one."""
+    renamed = {ALIASES[name]: value for name, value in values.items() if name in ALIASES}
+    return renamed | {name: value for name, value in values.items() if name not in ALIASES}
 
 
 def old_names(name: str) -> list[str]:
     """The old names of a setting."""
-    return [old for old, new in ALIASES.items() if new == name]
+    return [old for old, present in ALIASES.items() if present == name]

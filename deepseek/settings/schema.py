@@ -1,6 +1,6 @@
-"""A setting declared once, as a dataclass field: `validate` checks it, `add_arguments` makes it a flag, the page a control.
+"""A setting is declared once, as a dataclass field: `validate` checks it, `add_arguments` makes it a flag, the page a control.
 
-Field types are bool, int, float, str, one of these or None, or list[...] and tuple[..., ...] of one of these.
+Its type is bool, int, float, str, one of these or None, or list[...] or tuple[..., ...] of one of these.
 """
 
 import argparse
@@ -15,9 +15,9 @@ NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 
 
 def setting(default, help: str, low=None, high=None, choices=None, max_items=None, **page):
-    """A dataclass field. `low` and `high` bound a number's value or a text's length, `max_items` a list's length.
+    """A dataclass field. `low` and `high` bound a number's value or a string's length, `max_items` a list's length.
 
-    `page` is what only the page reads: `slider` (low, high, step), `label`.
+    `page` is for the page alone: `slider` (low, high, step), `label`.
     """
     metadata = dict(help=help, low=low, high=high, choices=choices, max_items=max_items, **page)
     if isinstance(default, list):
@@ -25,13 +25,8 @@ def setting(default, help: str, low=None, high=None, choices=None, max_items=Non
     return field(default=default, metadata=metadata)
 
 
-def default_of(f: Field):
-    """The default of a dataclass field."""
-    return f.default if f.default is not MISSING else f.default_factory()
-
-
 def item_type(f: Field) -> type:
-    """The type of a setting, or of the items of one that holds several: bool, int, float or str."""
+    """The type of a setting, or of the items of a list or tuple: bool, int, float or str."""
     return next((t for t in get_args(f.type) if t in NOUNS), None) or f.type
 
 
@@ -41,14 +36,14 @@ def holds_several(f: Field) -> bool:
 
 
 def allowed_values(f: Field) -> str:
-    """What a setting may be, in words."""
-    known, noun = f.metadata, NOUNS[item_type(f)]
-    if known["choices"]:
-        return f"one of {', '.join(known['choices'])}"
-    if item_type(f) is str:
-        limits = "" if known["low"] is None else f" of {known['low']} to {known['high']} characters"
-        return f"at most {known['max_items']} texts{limits}" if known["max_items"] else noun + limits
-    return noun if known["low"] is None else f"{noun} from {known['low']} to {known['high'] or 'infinity'}"
+    """The values a setting may have, in words."""
+    noun, low, high, max_items = NOUNS[item_type(f)], f.metadata["low"], f.metadata["high"], f.metadata["max_items"]
+    if f.metadata["choices"]:
+        return f"one of {', '.join(f.metadata['choices'])}"
+    if item_type(f) is not str:
+        return noun if low is None else f"{noun} from {low} to {high or 'infinity'}"
+    length = "" if low is None else f" of {low} to {high} characters"
+    return f"at most {max_items} texts{length}" if max_items else noun + length
 
 
 def validate(settings) -> None:
@@ -60,69 +55,74 @@ def validate(settings) -> None:
         value = getattr(settings, f.name)
         if value is None and isinstance(f.type, UnionType):
             continue
-        if holds_several(f):
-            several = [value] if isinstance(value, str) and get_origin(f.type) is tuple else value
-            if not isinstance(several, (list, tuple)):
-                raise ValueError(f"{f.name} is {shorten(value)}; it must be a list.")
-            if len(several) > (f.metadata["max_items"] or math.inf):
-                raise refused(f, value)
-            value = get_origin(f.type)(
-                _checked(f, item, value if f.metadata["max_items"] else item) for item in several
-            )
-        else:
-            value = _checked(f, value, value)
-        object.__setattr__(settings, f.name, value)
+        converted = _convert_items(f, value) if holds_several(f) else _convert(f, value, value)
+        object.__setattr__(settings, f.name, converted)
 
 
-def _checked(f: Field, value, shown):
-    """One value of a setting in the setting's type; a refusal shows `shown`."""
-    kind, known = item_type(f), f.metadata
-    if kind in (int, float):
-        right = isinstance(value, (int, float)) and not isinstance(value, bool)
-        right = right and (isinstance(value, int) or math.isfinite(value))
-        right = right and (kind is float or value == int(value))
-        size = value
+def _convert_items(f: Field, value):
+    container, max_items = get_origin(f.type), f.metadata["max_items"]
+    items = [value] if isinstance(value, str) and container is tuple else value
+    if not isinstance(items, (list, tuple)):
+        raise ValueError(f"{f.name} is {shorten(value)}; it must be a list.")
+    if max_items and len(items) > max_items:
+        raise _error(f, value)
+    return container(_convert(f, item, value if max_items else item) for item in items)
+
+
+def _convert(f: Field, item, shown):
+    """One item of a setting in the setting's type; the error shows `shown` as its value."""
+    to_type, low, high = item_type(f), f.metadata["low"], f.metadata["high"]
+    if to_type in (int, float):
+        valid, size = _is_number(item) and (to_type is float or item == int(item)), item
     else:
-        right = isinstance(value, kind)
-        size = len(value) if right and kind is str else 0
-    if right and known["low"] is not None:
-        right = known["low"] <= size <= (known["high"] or math.inf)
-    if not right or known["choices"] and value not in known["choices"]:
-        raise refused(f, shown)
-    return kind(value)
+        valid, size = isinstance(item, to_type), len(item) if isinstance(item, str) else 0
+    if valid and low is not None:
+        valid = low <= size <= (high or math.inf)
+    if not valid or f.metadata["choices"] and item not in f.metadata["choices"]:
+        raise _error(f, shown)
+    return to_type(item)
 
 
-def refused(f: Field, value) -> ValueError:
-    """The error for a value that a setting cannot have."""
+def _is_number(value) -> bool:
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer too large for a float
+        return False
+
+
+def _error(f: Field, value) -> ValueError:
     return ValueError(f"{f.name} is {shorten(value)}; it must be {allowed_values(f)}.")
 
 
 def from_text(f: Field, text: str):
-    """One value of a setting from text; text that is none stays as it is, for `validate` to refuse."""
-    kind = item_type(f)
-    if kind is bool:
+    """One item of a setting from text; returns text that cannot be converted unchanged, for `validate` to refuse."""
+    to_type = item_type(f)
+    if to_type is bool:
         return {"true": True, "false": False}.get(text.lower(), text)
     try:
-        return kind(text)
+        return to_type(text)
     except ValueError:
         return text
 
 
 def shorten(value) -> str:
-    """A value as it is written, cut to 60 characters."""
+    """The repr of a value, cut to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def flag(f: Field) -> str:
-    """The command line's name of a setting."""
+    """A setting's flag on the command line."""
     return "--" + f.name.replace("_", "-")
 
 
 def add_arguments(parser: argparse.ArgumentParser, settings_class) -> None:
-    """A flag for every field of a dataclass of settings; their old names work too and are not listed."""
+    """Adds a flag for every field of a dataclass of settings; old names work too and are not listed."""
     for f in fields(settings_class):
-        default, known = default_of(f), f.metadata
+        default = f.default if f.default is not MISSING else f.default_factory()
+        choices, help = f.metadata["choices"], f.metadata["help"]
+        if default not in (None, "", [], (), False):
+            help += f" ({default})"
         options = dict(dest=f.name)
         if item_type(f) is bool:
             options |= dict(action="store_true")
@@ -130,9 +130,8 @@ def add_arguments(parser: argparse.ArgumentParser, settings_class) -> None:
             options |= dict(action="append", default=[])
         else:
             options |= dict(type=item_type(f), default=default, nargs="+" if holds_several(f) else None)
-            options |= dict(metavar="|".join(known["choices"]) if known["choices"] else f.name.upper())
-        shown = f"{known['help']} ({default})" if default not in (None, "", [], (), False) else known["help"]
-        parser.add_argument(flag(f), **options, help=shown.replace("%", "%%"))
+            options |= dict(metavar="|".join(choices) if choices else f.name.upper())
+        parser.add_argument(flag(f), **options, help=help.replace("%", "%%"))
         for name in old_names(f.name):
-            old = {**options, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
-            parser.add_argument("--" + name.replace("_", "-"), **old)
+            hidden = {**options, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+            parser.add_argument("--" + name.replace("_", "-"), **hidden)

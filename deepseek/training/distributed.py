@@ -1,9 +1,9 @@
 """One run on several processes, started by torchrun; with a single process nothing here has an effect.
 
 - each process computes its rows of every batch, and all take the same step: every process has the whole model and
-  gradients are averaged (DDP), or each has a part of every tensor (FSDP2)
-- over gloo on processors, over NCCL on GPUs, one a process
-- the folder of the run and the text must be where every process sees them; each reads the text for itself
+  gradients are averaged (DDP), or each has a shard of every tensor (FSDP2)
+- over gloo on CPUs; over NCCL on GPUs, one per process
+- every process must see the run's folder and the training data; each reads the data itself
 """
 
 import contextlib
@@ -22,77 +22,74 @@ from transformers.initialization import no_init_weights
 
 from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM
 
-COLLECTIVE_TIMEOUT = timedelta(
-    hours=2
-)  # how long the others wait while the first process validates, samples and commits
+COLLECTIVE_TIMEOUT = timedelta(hours=2)  # the other processes wait while the main one validates, samples and saves
 
 
 class ProcessGroup:
-    """The processes of a run: `rank` is the number of this one, `size` how many there are, `device` its own."""
+    """The processes of a run: this one's `rank` and `device`, and `size`, how many there are."""
 
     def __init__(self, rank: int, size: int, device: torch.device):
         self.rank, self.size, self.device = rank, size, device
-        self.first = rank == 0  # the one that writes
+        self.is_main = rank == 0  # the process that writes
 
-    def rows(self, batch_BS: torch.Tensor) -> torch.Tensor:
-        """This process's rows of a batch whose B the number of processes divides."""
+    def local_rows(self, batch_BS: torch.Tensor) -> torch.Tensor:
+        """This process's rows of a batch whose B is a multiple of `size`."""
         return batch_BS.chunk(self.size)[self.rank]
 
     def wrap(self, model, shard: bool):
-        """What to call in place of `model`, so that gradients are means over all processes; `model` stays in use."""
+        """A module to call in place of `model`, whose gradients are means over all processes; `model` stays usable."""
         if not dist.is_initialized():
             return model
         if not shard:
-            # The router bias, the only buffer that changes, is computed alike by all; every weight has a gradient,
-            # those of experts without a token too, since experts are slices of one weight.
+            # The router bias, the only buffer that changes, is the same on every process; every weight has a gradient,
+            # since the experts, also those without a token, are slices of one weight.
             return DistributedDataParallel(model, broadcast_buffers=False)
         mesh = init_device_mesh(self.device.type, (self.size,))
         for layer in model.model.layers:
             fully_shard(layer, mesh=mesh)
         return fully_shard(model, mesh=mesh)
 
-    def whole(self, model):
-        """The model with all its weights, on every process, or for a sharded one None except on the first.
+    def full_model(self, model):
+        """The model with all its weights; of a sharded one a copy on the main process, None on the others.
 
         Every process must call this.
         """
         if not isinstance(model, FSDPModule):
             return model
         weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-        if not self.first:
+        if not self.is_main:
             return None
         with no_init_weights():
-            plain = DeepseekV3ForCausalLM(model.config)
-        plain.load_state_dict(weights)
-        plain.tie_weights()
-        return plain.to(self.device)
+            full = DeepseekV3ForCausalLM(model.config)
+        full.load_state_dict(weights)
+        full.tie_weights()
+        return full.to(self.device)
 
     def mean(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The mean over all processes, of which only this process's own tensor gets a gradient: dmean/dtensor = 1.
+        """The mean over all processes; its gradient passes to this process's tensor unscaled (dmean/dtensor = 1).
 
-        Since `wrap` averages the gradients of all, they are then those of a loss of the mean.
+        `wrap` then averages the gradients, which makes them those of a loss of the mean.
         """
         if self.size == 1:
             return tensor
         return tensor + (self.sum(tensor.detach().clone()) / self.size - tensor.detach())
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor, which now holds the sum over all processes."""
+        """The tensor, summed in place over all processes."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` holds on any process. None goes on before all have asked."""
+        """Whether `flag` is true on any process. A barrier: returns once all processes have called it."""
         return self.sum(torch.tensor(int(flag), device=self.device)).item() > 0
 
 
 @contextlib.contextmanager
 def process_group() -> Iterator[ProcessGroup]:
-    """The group that torchrun has started this process in, or a group of one.
+    """The group in which torchrun has started this process, or a group of one.
 
-    It is left with the outermost `with`: a group that was left cannot be joined again without mistaking the old
-    addresses of the others for new ones.
+    Only the outermost `with` joins and leaves: a process that joins again reads the old addresses of its peers.
     """
     cuda = torch.cuda.is_available()
     if not dist.is_torchelastic_launched():
@@ -112,12 +109,12 @@ def process_group() -> Iterator[ProcessGroup]:
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor with all its parts; every process must call this."""
+    """A tensor gathered from its shards. Every process must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def shard_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """Undoes `gathered`: this process's part of a whole tensor, cut as `parameter` is."""
+    """Undoes `full_tensor`: this process's shard of a tensor, split as `parameter` is."""
     if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
         return tensor
     mesh = parameter.device_mesh

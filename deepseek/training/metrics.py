@@ -1,32 +1,30 @@
-"""What a run wrote into metrics.jsonl, as columns, and what can be read off them."""
+"""The metrics.jsonl of a run as columns, and what is computed from them."""
 
 from dataclasses import dataclass, field
 
 import numpy as np
 
 SERIES = ["loss", "load_balancing_loss", "lr", "grad_norm", "tokens_per_second"]
-DEAD_WINDOW_STEPS = 50  # steps over which an expert is judged
-SPEED_WINDOW_STEPS = (
-    500  # steps whose mean pace tells the time left: enough to hold their validations, samples and commits
-)
-DEAD_SHARE = 0.01  # of an even share
+DEAD_WINDOW_STEPS = 50  # steps over whose mean load an expert counts as dead
+SPEED_WINDOW_STEPS = 500  # steps whose mean speed gives the time left; includes validations, samples and checkpoints
+DEAD_SHARE = 0.01  # an expert with a smaller fraction of an even load is dead
 
 
 @dataclass
 class History:
-    """The columns of a metrics.jsonl; grows by `add`."""
+    """The columns of a metrics.jsonl, extended by `add`."""
 
     steps: list[int] = field(default_factory=list)
     series: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in SERIES})
     tokens: int = 0
-    load: list[np.ndarray] = field(default_factory=list)  # a step: (layers, experts) float32 shares
-    max_violation: list[list[float]] = field(default_factory=list)  # a step: one a layer
-    validation: list[tuple[int, float]] = field(default_factory=list)  # (step, nats a token)
+    load: list[np.ndarray] = field(default_factory=list)  # per step: (layers, experts) fractions, float32
+    max_violation: list[list[float]] = field(default_factory=list)  # per step: one per layer
+    validation: list[tuple[int, float]] = field(default_factory=list)  # (step, nats per token)
     samples: list[tuple[int, list[dict]]] = field(default_factory=list)  # (step, [{"prompt", "text"}])
     probes: list[tuple[int, dict]] = field(default_factory=list)  # (step, {"tokens", "layers", "indices", "weights"})
 
     def add(self, lines: list[dict]) -> None:
-        """Takes up further lines of the file, in their order."""
+        """Appends further lines of the file, in their order."""
         for line in lines:
             step = line["step"]
             if "loss" in line:
@@ -46,64 +44,63 @@ class History:
 
     @property
     def first_layer(self) -> int:
-        """Index of the first layer of experts: a probe tells it, and else there is one dense layer before it."""
+        """Index of the first MoE layer, from a probe; without one 1, since presets begin with one dense layer."""
         return self.probes[0][1]["layers"][0] if self.probes else 1
 
-    def seconds_left(self, last: int) -> float | None:
-        """Time until step `last` at the pace of the last PACE steps, None before the first step."""
+    def seconds_left(self, last_step: int) -> float | None:
+        """Time until step `last_step` at the mean speed of the last SPEED_WINDOW_STEPS, None before the first step."""
         if not self.steps:
             return None
         speeds = self.series["tokens_per_second"][-SPEED_WINDOW_STEPS:]
-        return seconds_left(last - self.steps[-1], self.tokens / self.steps[-1], speeds)
+        return seconds_left(last_step - self.steps[-1], self.tokens / self.steps[-1], speeds)
 
 
-def seconds_left(steps: int, tokens: float, speeds) -> float:
-    """Time that `steps` steps of `tokens` tokens take at the mean pace of steps that made `speeds` tokens a second.
+def seconds_left(num_steps: int, tokens_per_step: float, speeds) -> float:
+    """Time that `num_steps` steps take at the mean of `speeds`, tokens per second of earlier steps.
 
-    The slowest of them is left out: the run may have been paused in it.
+    The slowest is left out: the run may have been paused during it.
     """
-    times = np.sort(1 / np.array(speeds))
-    return float(steps * tokens * times[: max(1, len(times) - 1)].mean())
+    seconds_per_token = np.sort(1 / np.array(speeds))
+    return float(num_steps * tokens_per_step * seconds_per_token[: max(1, len(speeds) - 1)].mean())
 
 
 def duration(seconds: float) -> str:
-    """A length of time in its two largest units."""
+    """A length of time in its two largest units, such as "1 h 5 min"."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 def smooth(values, smoothing: float) -> np.ndarray:
-    """Exponential moving average, without bias towards the first value; `smoothing` in percent.
+    """Exponential moving average with bias correction (Adam, arXiv 1412.6980, section 3); `smoothing` in percent.
 
-    0 leaves the values as they are, 90 averages over about 10 of them, 100 over all so far.
-    A value that is not finite is passed over.
+    0 returns the values unchanged, 90 averages over about the last 10, 100 over all so far. Skips values that are not finite.
     """
-    keep, total, weight, averages = smoothing / 100, 0.0, 0.0, []
+    decay, total, weight, averages = smoothing / 100, 0.0, 0.0, []
     for value in values:
         if np.isfinite(value):
-            total, weight = keep * total + value, keep * weight + 1
+            total, weight = decay * total + value, decay * weight + 1
         averages.append(total / weight if weight else np.nan)
     return np.array(averages)
 
 
-def downsample_indices(count: int, most: int) -> np.ndarray:
-    """At most `most` of the places 0 to count - 1, evenly spread, the first and the last among them."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
+def downsample_indices(num_values: int, max_values: int) -> np.ndarray:
+    """At most `max_values` of the indices 0 to num_values - 1, evenly spread, with the first and the last."""
+    return np.unique(np.linspace(0, num_values - 1, min(num_values, max_values)).round().astype(int))
 
 
 def dead_experts(load, window: int = DEAD_WINDOW_STEPS) -> list[tuple[int, int]]:
-    """(row of `load`'s layers, expert) of each that got under DEAD of an even share over the last `window` steps.
+    """(layer, expert) of each with less than DEAD_SHARE of an even load over the last `window` steps.
 
-    `load` is (steps, layers, experts), shares; with fewer steps than `window` nobody is judged yet.
+    `load` is (steps, layers, experts), fractions; with fewer steps than `window` the result is empty.
     """
     if len(load) < window:
         return []
-    shares_LE = np.mean(load[-window:], axis=0)
-    return [(int(layer), int(expert)) for layer, expert in np.argwhere(shares_LE < DEAD_SHARE / shares_LE.shape[1])]
+    load_LE = np.mean(load[-window:], axis=0)
+    return [(int(layer), int(expert)) for layer, expert in np.argwhere(load_LE < DEAD_SHARE / load_LE.shape[1])]
 
 
 def routing_change(probes: list[tuple[int, dict]]) -> list[tuple[int, float]]:
-    """(step, share) of each probe but the first: of its (token, layer) pairs, how many have other experts than before."""
+    """(step, fraction) of each probe but the first: how many (token, layer) pairs changed their set of experts."""
     sets = [(step, np.sort(np.array(probe["indices"]), axis=-1)) for step, probe in probes]
     return [(step, float((new != old).any(-1).mean())) for (_, old), (step, new) in zip(sets, sets[1:])]

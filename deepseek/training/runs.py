@@ -1,7 +1,7 @@
-"""Background runs: start, pause, stop, resume, list, read and delete them. All that is known of a run is on the disk.
+"""Background runs: start, pause, stop, resume, list, read and delete them. All state of a run is on disk.
 
-A run is `<root>/<name>/`: config.json, process.json (who trains it, how it ended), metrics.jsonl, log.txt and its commits.
-The process that trains it belongs to nobody's page or terminal: whoever asks finds it again.
+A run is a folder `<root>/<name>/`: config.json, process.json (its process and how it ended), metrics.jsonl, log.txt and
+checkpoints. Its process outlives the page or terminal that started it, and any other process can find and control it.
 """
 
 import json
@@ -25,26 +25,26 @@ from deepseek.training.config import TrainConfig, TrainingError
 from deepseek.training.trainer import resume_point
 
 ROOT = "deepseek_checkpoints"
-NOT_SHARED = {"training.json", "training_state.bin", saving.MANIFEST}
+TRAINING_FILES = {"training.json", "training_state.bin", saving.MANIFEST}  # only `train` reads these of a checkpoint
 
 
 class RunError(ValueError):
-    """What was asked of a run cannot be done; the message is one sentence that says why."""
+    """An operation on a run is not possible; the message is one sentence that says why."""
 
 
 @dataclass
 class Run:
-    """What the disk and the process table say of a run at one moment."""
+    """A run as the disk and the process table show it at one moment."""
 
     name: str
     folder: Path
     config: dict  # the fields of TrainConfig
     state: str  # running, paused, stopped, finished, failed or killed
-    reason: str  # where it failed or was killed, why
-    step: int  # the last one in its metrics
-    steps: int
-    checkpoint: Path | None  # the newest whole commit
-    begun: float  # when it was first started, in seconds since 1970
+    reason: str  # why it failed or was killed, else ""
+    step: int  # the last in its metrics
+    steps: int  # in all
+    checkpoint: Path | None  # the newest complete one
+    started_at: float  # when it was first started, seconds since 1970
 
     @property
     def alive(self) -> bool:
@@ -52,70 +52,76 @@ class Run:
 
 
 def list_runs(root=ROOT) -> list[Run]:
-    """The runs under `root`, the newest first."""
+    """The runs under `root`, newest first."""
     folders = [file.parent for file in Path(root).glob("*/config.json") if not file.parent.name.startswith(".")]
-    return sorted(filter(None, map(_read, folders)), key=lambda run: -run.begun)
+    return sorted(filter(None, map(_inspect, folders)), key=lambda run: -run.started_at)
 
 
 def find(root, name: str) -> Run:
-    """The run called `name`, its state read anew. Raises RunError where there is none."""
+    """The run called `name` in its current state. Raises RunError where there is none."""
     names = [file.parent.name for file in Path(root).glob("*/config.json")]
-    run = _read(Path(root) / name) if name in names else None
+    run = _inspect(Path(root) / name) if name in names else None
     if run is None:
-        raise RunError(f"run is {name!r:.80}; it must be one of {', '.join(sorted(names)) or 'those that you start'}.")
+        raise RunError(
+            f"run is {name!r:.80}; it must be one of {', '.join(sorted(names)) or 'the runs that you start'}."
+        )
     return run
 
 
-def _read(folder: Path) -> Run | None:
+def _inspect(folder: Path) -> Run | None:
     config = rename(job_process.read_json(folder / "config.json"))
     try:
-        begun = (folder / "config.json").stat().st_mtime
+        started_at = (folder / "config.json").stat().st_mtime
         steps = int(config["max_steps"])
     except (OSError, KeyError, TypeError, ValueError):  # deleted just now, or not the folder of a run
         return None
     state, reason = job_process.outcome(job_process.read_json(folder / job_process.PROCESS_FILE))
-    return Run(folder.name, folder, config, state, reason, _last_step(folder), steps, newest_checkpoint(folder), begun)
+    step, checkpoint = _last_step(folder), newest_checkpoint(folder)
+    return Run(folder.name, folder, config, state, reason, step, steps, checkpoint, started_at)
 
 
 def _last_step(folder: Path) -> int:
-    """The step of the last whole line of metrics.jsonl, 0 where there is none."""
-    try:
-        with (folder / "metrics.jsonl").open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 2**18))
-            lines = file.read().split(b"\n")[:-1]
-    except OSError:
-        return 0
+    """The step of the last complete line of metrics.jsonl, 0 where there is none."""
+    lines = _tail(folder / "metrics.jsonl", 2**18).split(b"\n")[:-1]
     return json.loads(lines[-1])["step"] if lines else 0
 
 
+def _tail(file: Path, max_bytes: int) -> bytes:
+    """The last bytes of a file, b"" where it cannot be read."""
+    try:
+        with file.open("rb") as content:
+            content.seek(max(0, content.seek(0, os.SEEK_END) - max_bytes))
+            return content.read()
+    except OSError:
+        return b""
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
-    """As `checkpoint.latest`, but a commit is hashed once and not again until one of its files changes."""
-    for commit in reversed(saving.list_checkpoints(folder)):
+    """As `saving.latest_checkpoint`, but hashes a checkpoint again only when one of its files has changed."""
+    for checkpoint in reversed(saving.list_checkpoints(folder)):
         try:
-            stats = [file.stat() for file in sorted(commit.iterdir())]
+            stats = [file.stat() for file in sorted(checkpoint.iterdir())]
         except OSError:  # pruned just now
             continue
-        if _is_complete(commit, tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)):
-            return commit
+        if _is_complete(checkpoint, tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)):
+            return checkpoint
     return None
 
 
 @lru_cache(maxsize=256)
-def _is_complete(commit: Path, stamp: tuple) -> bool:
-    return saving.is_complete(commit)
-
-
-# Starting
+def _is_complete(checkpoint: Path, stamp: tuple) -> bool:
+    return saving.is_complete(checkpoint)
 
 
 def start(config: TrainConfig, resume: bool = False) -> Run:
-    """Starts a run, or goes on with one, in a process of its own session that outlives this one.
+    """Starts or resumes a run in a process of its own session, which outlives this one.
 
-    Raises RunError at once where another run is in progress, where this one cannot begin, or where there is no room.
+    Raises RunError at once where another run is in progress, or where this one cannot start for want of a checkpoint,
+    a free name, memory or disk.
     """
     folder = config.run
     try:
-        with os.fdopen(job_process.lock(config.root, config.name)) as lock:  # after this the child alone holds it
+        with os.fdopen(job_process.lock(config.root, config.name)) as lock:  # once closed, the child alone holds it
             resource_check.check_resources(config, resume_point(config, resume))
             folder.mkdir(exist_ok=True)
             if not resume:
@@ -124,86 +130,77 @@ def start(config: TrainConfig, resume: bool = False) -> Run:
             job_process.record_start(folder, child.pid)
     except (job_process.RunInProgress, TrainingError, OSError) as error:
         raise RunError(job_process.explain_error(error)) from error
-    threading.Thread(target=child.wait, daemon=True).start()  # so that no zombie is left when it ends
+    threading.Thread(target=child.wait, daemon=True).start()  # reaps it when it ends
     return find(config.root, config.name)
 
 
 def command(config: TrainConfig, resume: bool) -> list[str]:
     """The command line that trains with these settings."""
-    words = [sys.executable, "-m", "deepseek.train", f"--root={config.root}", f"--name={config.name}"]
-    if resume:
-        return [*words, "--resume"]
+    arguments = ["--resume"] if resume else []
     for f in fields(config):
-        value, name = getattr(config, f.name), flag(f)
-        if f.name in ("root", "name"):
+        value = getattr(config, f.name)
+        if resume and f.name not in ("root", "name"):
             continue
         if isinstance(value, list):
-            words += [name, *map(str, value)] if value else []
+            arguments += [flag(f), *map(str, value)] if value else []
         elif isinstance(value, bool):
-            words += [name] if value else []
+            arguments += [flag(f)] if value else []
         else:
-            words.append(f"{name}={value}")
-    return words
+            arguments.append(f"{flag(f)}={value}")
+    return [sys.executable, "-m", "deepseek.train", *arguments]
 
 
 def _spawn(command: list[str], log: Path, descriptor: int) -> subprocess.Popen:
-    """Runs a command out of reach of this process's end, with low priority and the lock's descriptor."""
+    """Runs a command in a session of its own, at low priority, with the lock's descriptor."""
     path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
     environment = {"PYTHONPATH": os.pathsep.join(filter(None, path)), job_process.LOCK_VARIABLE: str(descriptor)}
-    # The child inherits the mask: a stop that comes while it still imports waits until it can be answered.
+    # The child inherits the mask: a stop that arrives during its imports stays pending until it has a handler.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     try:
         with log.open("ab") as output:
-            child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **environment},
-                pass_fds=[descriptor],
-                start_new_session=True,
-            )
+            streams = dict(stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+            options = dict(env={**os.environ, **environment}, pass_fds=[descriptor], start_new_session=True)
+            child = subprocess.Popen(command, **streams, **options)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     os.setpriority(os.PRIO_PROCESS, child.pid, 10)
     return child
 
 
-# Steering
-
-
 def pause(root, name: str) -> Run:
-    """Halts a run where it stands; it keeps its memory and its place, and `resume` lets it go on at once."""
+    """Suspends a run; its process keeps its memory, and `resume` continues it at once. Raises RunError."""
     return _signal(root, name, signal.SIGSTOP)
 
 
 def stop(root, name: str) -> Run:
-    """Asks a run to commit what it has after the step it is in, and to end; before its first step it just ends."""
+    """Asks a run to save a checkpoint after its current step and end; before its first step it only ends. Raises RunError."""
     _signal(root, name, signal.SIGTERM)
     return _signal(root, name, signal.SIGCONT)
 
 
 def kill(root, name: str) -> Run:
-    """Ends a run at once, without a commit: for one that no longer answers `stop`."""
+    """Ends a run at once, without a checkpoint: for one that does not respond to `stop`. Raises RunError."""
     return _signal(root, name, signal.SIGKILL)
 
 
-def _signal(root, name: str, number: int) -> Run:
+def _signal(root, name: str, signal_number: int) -> Run:
     run = find(root, name)
     if not run.alive:
         raise RunError(f"run {name!r} is {run.state}; only one in progress can be paused or stopped.")
-    with suppress(ProcessLookupError):  # it ended just now
-        os.kill(job_process.read_json(run.folder / job_process.PROCESS_FILE)["pid"], number)
+    with suppress(ProcessLookupError):  # ended just now
+        os.kill(job_process.read_json(run.folder / job_process.PROCESS_FILE)["pid"], signal_number)
     return find(root, name)
 
 
 def resume(root, name: str) -> Run:
-    """Lets a paused run go on, or starts a process that goes on from the newest whole commit. Raises RunError."""
+    """Continues a paused run, or starts a process from the newest complete checkpoint. Raises RunError."""
     run = find(root, name)
     if run.state == "paused":
         return _signal(root, name, signal.SIGCONT)
     if run.state in ("running", "finished"):
-        raise RunError(f"run {name!r} is {run.state}; only one that was paused, stopped or cut can be resumed.")
+        raise RunError(
+            f"run {name!r} is {run.state}; only a run that is paused, stopped, failed or killed can be resumed."
+        )
     try:
         config = TrainConfig(**{**run.config, "root": str(root), "name": name})
     except (TypeError, ValueError) as error:
@@ -212,24 +209,23 @@ def resume(root, name: str) -> Run:
 
 
 def delete(root, name: str) -> None:
-    """Removes a run with its commits. Raises RunError while it is in progress."""
+    """Deletes a run with its checkpoints. Raises RunError while it is in progress."""
     run = find(root, name)
     if run.alive:
         raise RunError(f"run {name!r} is {run.state}; stop it before it is deleted.")
-    doomed = run.folder.with_name(f".deleted-{name}")  # gone at once for every reader, whenever this is interrupted
-    shutil.rmtree(doomed, ignore_errors=True)
-    run.folder.rename(doomed)
-    shutil.rmtree(doomed)
-
-
-# Reading
+    hidden = run.folder.with_name(
+        f".deleted-{name}"
+    )  # renamed first: a deletion that is interrupted leaves no half run
+    shutil.rmtree(hidden, ignore_errors=True)
+    run.folder.rename(hidden)
+    shutil.rmtree(hidden)
 
 
 def metrics(folder, offset: int = 0) -> tuple[list[dict], int]:
-    """(the whole lines of metrics.jsonl after byte `offset`, the offset to ask for next).
+    """(the complete lines of metrics.jsonl after byte `offset`, the offset for the next call).
 
-    A half-written last line is left for the next time. A resumed run cuts its file back to its last commit: then all
-    lines come again, from step 1.
+    An incomplete last line is left for the next call. A resumed run truncates the file to its last checkpoint: then all
+    lines are returned again, from step 1.
     """
     try:
         with (Path(folder) / "metrics.jsonl").open("rb") as file:
@@ -239,29 +235,23 @@ def metrics(folder, offset: int = 0) -> tuple[list[dict], int]:
             data = file.read()
     except FileNotFoundError:
         return [], 0
-    whole = data[: data.rfind(b"\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()], offset + len(whole)
+    complete = data[: data.rfind(b"\n") + 1]
+    return [json.loads(line) for line in complete.splitlines()], offset + len(complete)
 
 
-def log(folder, size: int = 8000) -> str:
-    """The last `size` bytes of what a run printed."""
-    try:
-        with (Path(folder) / "log.txt").open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - size))
-            return file.read().decode("utf-8", "replace")
-    except FileNotFoundError:
-        return ""
+def log(folder, max_bytes: int = 8000) -> str:
+    """The last `max_bytes` bytes of what a run printed."""
+    return _tail(Path(folder) / "log.txt", max_bytes).decode("utf-8", "replace")
 
 
-def archive(commit: Path) -> Path:
-    """A .zip of a commit for download, without what only training needs; the run's earlier one is replaced."""
-    run = commit.parent
-    target = run / f"{run.name}-{commit.name}.zip"
+def archive(checkpoint: Path) -> Path:
+    """A .zip of a checkpoint for download, without its training state; replaces the run's earlier .zip."""
+    run, name = checkpoint.parent, f"{checkpoint.parent.name}-{checkpoint.name}"
     temporary = run / ".download"
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as file:
-        for part in sorted(commit.iterdir()):
-            if part.name not in NOT_SHARED:
-                file.write(part, f"{run.name}-{commit.name}/{part.name}")
+    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as target:
+        for file in sorted(checkpoint.iterdir()):
+            if file.name not in TRAINING_FILES:
+                target.write(file, f"{name}/{file.name}")
     for old in run.glob("*.zip"):
         old.unlink()
-    return temporary.rename(target)
+    return temporary.rename(run / f"{name}.zip")

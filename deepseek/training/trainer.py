@@ -1,14 +1,13 @@
-"""The training loop: `train(config)` yields one Step a step; `python -m deepseek.train` prints them.
+"""The train loop: `train(config)` yields a TrainStep per optimizer step; `python -m deepseek.train` prints them.
 
-- AdamW with warm-up, gradient accumulation and clipping, mixed precision where the hardware has it
-- loss = language modelling + weight x KL load balancing; after each step the router bias moves by counted load
-- everything needed to go on (weights, optimizer, data cursor, metrics length) is committed every N steps; a run that
-  was interrupted goes on with --resume as if it had not been
-- `torchrun --nproc-per-node N -m deepseek.train ...` is the same run on N processes, `batch_size` being that of all
+- AdamW with warm-up, gradient accumulation and clipping, in mixed precision where the hardware is faster in it
+- loss = language modelling + balance_weight x KL load balancing; after each step the router bias moves against the load
+- a checkpoint holds all that the run needs to continue (weights, optimizer, data position, length of the metrics file),
+  so a resumed run takes the same steps as one that was never interrupted
+- `torchrun --nproc-per-node N -m deepseek.train ...` trains the same run on N processes, which divide `batch_size`
 """
 
 import contextlib
-import itertools
 import json
 import math
 import os
@@ -19,20 +18,22 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from deepseek.checkpoints import loading, saving
-from deepseek.data import dataloader
+from deepseek.data.dataloader import PackedDataLoader
 from deepseek.data.tokenizer import train_tokenizer
 from deepseek.model import load_balancing
 from deepseek.model.config import preset
 from deepseek.model.cpu_features import fast_in_bf16
-from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM, DeepseekV3TopkRouter
+from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM
+from deepseek.model.moe import DeepseekV3TopkRouter
 from deepseek.training import distributed, job_process
 from deepseek.training.config import TrainConfig, TrainingError
-from deepseek.training.validation import observe, probe, validation_texts
+from deepseek.training.optimizer import learning_rate, load_state_tensors, parameter_groups, state_tensors
+from deepseek.training.validation import evaluate, probe, sample, validation_texts
 
-KEPT = "the last good commit is kept."
-SEED_TOKENIZER = "HuggingFaceTB/cosmo2-tokenizer"
+SEED_TOKENIZER = "HuggingFaceTB/cosmo2-tokenizer"  # of the preset "seed"
 
 
 @dataclass
@@ -40,285 +41,295 @@ class TrainStep:
     """What one optimizer step did; the fields up to `max_violation` are a line of metrics.jsonl."""
 
     step: int
-    loss: float  # language modelling, nats a token
+    loss: float  # language modelling, nats per token
     load_balancing_loss: float  # KL, nats, mean over the MoE layers
     lr: float
     grad_norm: float  # before clipping
     tokens: int  # since the start of the run
-    tokens_per_second: float  # since the step before, with the validation, samples and commit that followed it
-    load: list[list[float]]  # layer x expert, shares of this step's assignments
-    max_violation: list[float]  # a layer
-    validation: dict | None = None  # val_loss in nats a token, val_bits_per_byte
+    tokens_per_second: float  # since the step before, its validation, samples and checkpoint included
+    load: list[list[float]]  # (layers, experts), fractions of this step's assignments
+    max_violation: list[float]  # per layer
+    validation: dict | None = None  # val_loss in nats per token, val_bits_per_byte
     samples: list[dict] | None = None  # prompt, text
-    checkpoint: str | None = None  # folder committed after this step
+    checkpoint: str | None = None  # the folder saved after this step
 
     def line(self) -> dict:
-        """The fields up to `max_violation`; None for a gradient norm that fp16 could not hold, which JSON cannot either."""
+        """The line of metrics.jsonl; a gradient norm that fp16 cannot hold is None, since JSON has no infinity."""
         values = {k: v for k, v in asdict(self).items() if k not in ("validation", "samples", "checkpoint")}
         return {**values, "grad_norm": self.grad_norm if math.isfinite(self.grad_norm) else None}
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Rate of step `step` (from 1): linear warm-up, then constant, or half a cosine (SGDR, 2017).
-
-    The cosine would be 0 one step after the last, so that no step is taken for nothing.
-    """
-    if step <= config.warmup_steps:
-        return config.lr * step / config.warmup_steps
-    if config.schedule == "constant":
-        return config.lr
-    done = (step - config.warmup_steps) / (config.max_steps - config.warmup_steps + 1)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def parameter_groups(model, weight_decay: float) -> list[dict]:
-    """AdamW groups: matrices decay; norms and biases, the vectors, do not."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-
-
 def new_model(config: TrainConfig):
-    """(model, tokenizer) a run starts from: a checkpoint, or a preset with fresh weights.
+    """(model, tokenizer) at the start of a run: a checkpoint, or a preset with random weights.
 
-    Raises CheckpointError, DataError, or TrainingError for a model or a tokenizer that does not fit.
+    Raises CheckpointError, DataError, or TrainingError for a model or a tokenizer that cannot be trained.
     """
     if config.init_from:
         model, tokenizer = loading.load(config.init_from, torch.float32)
         if not isinstance(model, DeepseekV3ForCausalLM) or tokenizer is None:
-            raise TrainingError(f"from is {config.init_from!r}; it must be a DeepSeek-V3 checkpoint with a tokenizer.")
+            allowed = "it must be a DeepSeek-V3 checkpoint with a tokenizer."
+            raise TrainingError(f"init_from is {config.init_from!r}; {allowed}")
     else:
-        shape = preset(config.preset)
-        if config.tokenizer or config.preset == "seed":
-            from transformers import AutoTokenizer
-
-            name = config.tokenizer or SEED_TOKENIZER
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-            except Exception as error:  # no network, no such folder, or files of no tokenizer
-                raise TrainingError(
-                    f"tokenizer {name!r} cannot be opened: {job_process.explain_error(error)}"
-                ) from error
-        else:
-            tokenizer = train_tokenizer(config.data, shape.vocab_size, config.mixture_weights)
-        end = tokenizer.eos_token_id
-        start = end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-        ids = dict(bos_token_id=start, eos_token_id=end, pad_token_id=end)
-        shape = preset(config.preset, **ids, max_position_embeddings=config.max_seq_len)  # it knows no place beyond
+        tokenizer = new_tokenizer(config)
+        eos = tokenizer.eos_token_id
+        bos = eos if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        ids = dict(bos_token_id=bos, eos_token_id=eos, pad_token_id=eos)
+        shape = preset(
+            config.preset, **ids, max_position_embeddings=config.max_seq_len
+        )  # no position beyond is trained
         if len(tokenizer) > shape.vocab_size:
-            raise TrainingError(
-                f"the tokenizer has {len(tokenizer)} tokens; preset {config.preset} has {shape.vocab_size}."
-            )
+            sizes = f"{len(tokenizer)} tokens; preset {config.preset} has {shape.vocab_size}"
+            raise TrainingError(f"the tokenizer has {sizes}.")
         torch.manual_seed(config.seed)
         model = DeepseekV3ForCausalLM(shape)
     model.config.router_aux_loss_coef = config.balance_weight
     model.config.max_position_embeddings = max(model.config.max_position_embeddings, config.max_seq_len)
-    for layer in model.model.layers:
-        layer.dropout.p = config.dropout
     return model, tokenizer
 
 
-def autocast_dtype(precision: str, device: str) -> torch.dtype | None:
-    """The autocast type of a precision; "auto" takes bf16 where it is faster than fp32, fp16 on older GPUs."""
+def new_tokenizer(config: TrainConfig):
+    """The tokenizer of a new model. Raises TrainingError where it cannot be opened, DataError where data cannot be read."""
+    if not config.tokenizer and config.preset != "seed":
+        return train_tokenizer(config.data, preset(config.preset).vocab_size, config.mixture_weights)
+    name = config.tokenizer or SEED_TOKENIZER
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # no network, no such folder, or no tokenizer in it
+        raise TrainingError(f"tokenizer {name!r} cannot be opened: {job_process.explain_error(error)}") from error
+
+
+def autocast_dtype(precision: str, device_type: str) -> torch.dtype | None:
+    """The dtype to autocast to, None for fp32; "auto" takes bf16 where it is faster than fp32, fp16 on older GPUs."""
     if precision == "auto":
-        if device == "cuda":
+        if device_type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-        return torch.bfloat16 if fast_in_bf16(torch.device(device)) else None
+        return torch.bfloat16 if fast_in_bf16(torch.device(device_type)) else None
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def resume_point(config: TrainConfig, resume: bool) -> Path | None:
-    """The commit that a run goes on from, None for a new run. Raises TrainingError where it cannot begin so."""
+    """The checkpoint that a run resumes from, None for a new run.
+
+    Raises TrainingError where there is no checkpoint to resume from, or where a new run's name is taken.
+    """
     last = saving.latest_checkpoint(config.run) if resume else None
     if resume and last is None:
-        raise TrainingError(f"run {str(config.run)!r} has no commit to resume from.")
+        raise TrainingError(f"run {str(config.run)!r} has no checkpoint to resume from.")
     if not resume and (config.run / "metrics.jsonl").exists():
         raise TrainingError(f"run {str(config.run)!r} exists; resume it or choose another name.")
     return last
 
 
-def train(
-    config: TrainConfig, resume: bool = False, stopped: Callable[[], bool] = lambda: False
-) -> Iterator[TrainStep]:
-    """Trains and yields each step; commits on its way, at the end, and when `stopped()` turns true.
+def train(config: TrainConfig, resume: bool = False, stopped=lambda: False) -> Iterator[TrainStep]:
+    """Trains and yields each step; saves a checkpoint every `save_every` steps, at the end, and once `stopped()` is true.
 
-    With `resume` the run goes on from its newest whole commit. Raises TrainingError, DataError or CheckpointError.
+    With `resume` the run continues from its newest complete checkpoint.
+    Raises TrainingError, DataError or CheckpointError.
     """
     with distributed.process_group() as group:
-        yield from _train(config, resume, stopped, group)
+        yield from Trainer(config, resume_point(config, resume), group).run(stopped)
 
 
-def _train(config: TrainConfig, resume: bool, stopped, group: distributed.ProcessGroup) -> Iterator[TrainStep]:
-    run, last, device = config.run, resume_point(config, resume), group.device
-    if config.batch_size % group.size:
-        raise TrainingError(f"batch-size is {config.batch_size}; it must be a multiple of {group.size} processes.")
-    cast = autocast_dtype(config.precision, device.type)
-    if config.shard and cast == torch.float16:
-        raise TrainingError("precision is fp16; with --shard it must be fp32 or bf16.")
+class Trainer:
+    """The state of a run on this process: model, optimizer, data and counters."""
 
-    model, tokenizer = loading.load(last, torch.float32) if resume else new_model(config)
-    for layer in model.model.layers:
-        layer.dropout.p = config.dropout
-    model.to(device).train()
-    untrained = None if resume or not config.probe else probe(model, tokenizer, config.probe)
-    forward = group.wrap(model, config.shard)
-    routers = [module for module in model.modules() if isinstance(module, DeepseekV3TopkRouter)]
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, config.weight_decay), lr=config.lr, betas=(0.9, config.beta2), fused=True
-    )
-    scaler = torch.amp.GradScaler(device.type, enabled=cast == torch.float16)
-    blocks = dataloader.PackedDataLoader(
-        config.data,
-        tokenizer,
-        config.max_seq_len,
-        config.seed,
-        config.mixture_weights,
-        skip_held_out=not config.eval_data,
-    )
-    texts = validation_texts(config)
-    step_tokens = config.gradient_accumulation_steps * config.batch_size * config.max_seq_len
-    start, tokens = 0, 0
-    if resume:
-        start, tokens, metrics_bytes = restore_state(last, model, optimizer, scaler, blocks)
-    group.any(False)  # none writes before all have read
-    if group.first:
-        run.mkdir(parents=True, exist_ok=True)
-        if resume:
-            os.truncate(run / "metrics.jsonl", metrics_bytes)
-        else:
-            job_process.write_json(run / "config.json", json.dumps(asdict(config), indent=1))
+    def __init__(self, config: TrainConfig, checkpoint: Path | None, group: distributed.ProcessGroup):
+        if config.batch_size % group.size:
+            raise TrainingError(f"batch_size is {config.batch_size}; it must be a multiple of {group.size} processes.")
+        self.autocast_dtype = autocast_dtype(config.precision, group.device.type)
+        if config.shard and self.autocast_dtype == torch.float16:
+            raise TrainingError("precision is fp16; with --shard it must be fp32 or bf16.")
+        self.config, self.group, self.checkpoint = config, group, checkpoint
+        self.model, self.tokenizer = loading.load(checkpoint, torch.float32) if checkpoint else new_model(config)
+        for layer in self.model.model.layers:
+            layer.dropout.p = config.dropout
+        self.model.to(group.device).train()
+        self.initial_probe = None
+        if config.probe and not checkpoint:
+            self.initial_probe = probe(self.model, self.tokenizer, config.probe)
+        self.forward = group.wrap(self.model, config.shard)
+        self.routers = [module for module in self.model.modules() if isinstance(module, DeepseekV3TopkRouter)]
+        groups = parameter_groups(self.model, config.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=True)
+        self.scaler = torch.amp.GradScaler(group.device.type, enabled=self.autocast_dtype == torch.float16)
+        sampling = config.max_seq_len, config.seed, config.mixture_weights
+        self.data = PackedDataLoader(config.data, self.tokenizer, *sampling, skip_held_out=not config.eval_data)
+        self.texts = validation_texts(config)
+        self.step = self.tokens = self.metrics_bytes = 0
+        if checkpoint:
+            self.load(checkpoint)
 
-    def due(every: int) -> bool:
-        return every > 0 and (step % every == 0 or step == config.max_steps)
+    def run(self, stopped: Callable[[], bool]) -> Iterator[TrainStep]:
+        """Yields the steps that remain. Raises TrainingError where a value is not finite, DataError."""
+        folder = self.config.run
+        self.group.any(False)  # no process writes before all have read
+        if self.group.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            if self.checkpoint:
+                os.truncate(folder / "metrics.jsonl", self.metrics_bytes)
+            else:
+                job_process.write_json(folder / "config.json", json.dumps(asdict(self.config), indent=1))
+        metrics_file = folder / "metrics.jsonl" if self.group.is_main else os.devnull
+        with contextlib.closing(self.data), open(metrics_file, "a") as metrics:
+            if self.initial_probe:
+                print(json.dumps({"step": 0, "probe": self.initial_probe}), file=metrics)
+            self.timestamp = time.perf_counter()
+            while self.step < self.config.max_steps:
+                record = self.train_step()
+                print(json.dumps(record.line(), allow_nan=False), file=metrics)
+                stop = self.group.any(stopped())
+                self.observe_and_save(record, metrics, stop)
+                metrics.flush()
+                yield record
+                if stop:
+                    return
 
-    with contextlib.closing(blocks), open(run / "metrics.jsonl" if group.first else os.devnull, "a") as metrics:
-        if untrained:
-            print(json.dumps({"step": 0, "probe": untrained}), file=metrics)
-        began = time.perf_counter()
-        for step in range(start + 1, config.max_steps + 1):
-            # Every random draw of a step depends on the seed and the step alone, so a resumed run repeats it.
-            torch.manual_seed((config.seed * 1_000_003 + step + (group.rank << 40)) % 2**63)
-            rate = learning_rate(config, step)
-            for parameters in optimizer.param_groups:
-                parameters["lr"] = rate
-            lm_loss = aux_loss = 0.0
-            counts_LE = torch.zeros(len(routers), model.config.n_routed_experts, dtype=torch.int64, device=device)
-            for _ in range(config.gradient_accumulation_steps):
-                ids_BS = group.rows(torch.stack(list(itertools.islice(blocks, config.batch_size)))).to(device)
-                with torch.autocast(device.type, cast, enabled=cast is not None):
-                    output = forward(ids_BS, labels=ids_BS)
-                    balancing = output.lm_loss.new_zeros(())
-                    if routers:
-                        balancing = load_balancing.load_balancing_loss(output.router_logits, across=group.mean)
-                loss = output.lm_loss + config.balance_weight * balancing
-                scaler.scale(loss / config.gradient_accumulation_steps).backward()
-                lm_loss += output.lm_loss.item() / config.gradient_accumulation_steps
-                aux_loss += balancing.item() / config.gradient_accumulation_steps
-                for counts_E, indices in zip(counts_LE, output.router_indices):
-                    counts_E += load_balancing.tokens_per_expert(indices, len(counts_E))
-            group.sum(counts_LE)
-            lm_loss = group.mean(torch.tensor(lm_loss, dtype=torch.float64, device=device)).item()
-            scaler.unscale_(optimizer)
-            norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-            grad_norm = distributed.full_tensor(norm).item()
-            # An infinite gradient alone is fp16's: the scaler passes the step over and scales less, down to 1.
-            overflow = scaler.is_enabled() and scaler.get_scale() > 1
-            if not math.isfinite(lm_loss + aux_loss + (0 if overflow else grad_norm)):
-                raise TrainingError(f"step {step}: {not_finite(model) or 'the loss is not finite'}; {KEPT}")
-            torch.nn.utils.clip_grads_with_norm_(model.parameters(), config.max_grad_norm, norm)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
-            for router, counts_E in zip(routers, counts_LE):
-                bias = router.e_score_correction_bias
-                bias.copy_(load_balancing.update_expert_bias(bias, counts_E, config.bias_update_rate))
-            tokens += step_tokens
-            now = time.perf_counter()
-            seconds, began = now - began, now
-            record = TrainStep(
-                step=step,
-                loss=lm_loss,
-                load_balancing_loss=aux_loss,
-                lr=rate,
-                grad_norm=grad_norm,
-                tokens=tokens,
-                tokens_per_second=round(step_tokens / seconds, 1),
-                load=[[round(share, 4) for share in row] for row in load_balancing.load_shares(counts_LE).tolist()],
-                max_violation=[round(v, 4) for v in load_balancing.max_violation(counts_LE).tolist()],
-            )
-            print(json.dumps(record.line(), allow_nan=False), file=metrics)
-            stop = group.any(stopped())
-            commits = stop or due(config.save_every)
-            if commits and (broken := not_finite(model)):  # the step itself may have overflowed
-                raise TrainingError(f"step {step}: {broken}; {KEPT}")
-            if commits or due(config.eval_every) or due(config.sample_every):
-                whole = group.whole(model)
-                tensors = optimizer_tensors(optimizer) if commits else {}
-                if group.first:
-                    for line in observe(config, record, whole, tokenizer, texts, due):
-                        print(json.dumps(line), file=metrics)
-                if group.first and commits:
-                    metrics.flush()
-                    os.fsync(metrics.fileno())
-                    state = dict(step=step, tokens=tokens, metrics_bytes=metrics.tell(), scaler=scaler.state_dict())
-                    write = checkpoint_writer(whole, tokenizer, tensors, blocks, state)
-                    record.checkpoint = str(saving.save_checkpoint(run, step, write, config.keep_last))
-                    del write
-                del whole, tensors  # of a sharded model these are copies
+    def train_step(self) -> TrainStep:
+        """Takes one optimizer step. Raises TrainingError where the loss or a gradient is not finite."""
+        config = self.config
+        self.step += 1
+        # All randomness of a step depends on the seed and the step alone, so that a resumed run repeats it.
+        torch.manual_seed((config.seed * 1_000_003 + self.step + (self.group.rank << 40)) % 2**63)
+        lm_loss, balancing_loss, counts_LE = self.forward_backward()
+        lr, grad_norm = self.optimizer_step(lm_loss + balancing_loss)
+        self.update_expert_bias(counts_LE)
+        step_tokens = config.gradient_accumulation_steps * config.batch_size * config.max_seq_len
+        self.tokens += step_tokens
+        now = time.perf_counter()
+        seconds, self.timestamp = now - self.timestamp, now
+        return TrainStep(
+            step=self.step,
+            loss=lm_loss,
+            load_balancing_loss=balancing_loss,
+            lr=lr,
+            grad_norm=grad_norm,
+            tokens=self.tokens,
+            tokens_per_second=round(step_tokens / seconds, 1),
+            load=[[round(fraction, 4) for fraction in row] for row in load_balancing.load_shares(counts_LE).tolist()],
+            max_violation=[round(v, 4) for v in load_balancing.max_violation(counts_LE).tolist()],
+        )
+
+    def forward_backward(self) -> tuple[float, float, torch.Tensor]:
+        """Accumulates the gradients of a step; returns (lm loss, balancing loss, tokens per expert (L, E)), of all processes."""
+        config, group, dtype = self.config, self.group, self.autocast_dtype
+        lm_loss = balancing_loss = 0.0
+        shape_LE = len(self.routers), self.model.config.n_routed_experts
+        counts_LE = torch.zeros(shape_LE, dtype=torch.int64, device=group.device)
+        for _ in range(config.gradient_accumulation_steps):
+            batch_BS = torch.stack([next(self.data) for _ in range(config.batch_size)])
+            ids_BS = group.local_rows(batch_BS).to(group.device)
+            with torch.autocast(group.device.type, dtype, enabled=dtype is not None):
+                output = self.forward(ids_BS, labels=ids_BS)
+                balancing = output.lm_loss.new_zeros(())
+                if self.routers:
+                    balancing = load_balancing.load_balancing_loss(output.router_logits, all_reduce_mean=group.mean)
+            loss = output.lm_loss + config.balance_weight * balancing
+            self.scaler.scale(loss / config.gradient_accumulation_steps).backward()
+            lm_loss += output.lm_loss.item() / config.gradient_accumulation_steps
+            balancing_loss += balancing.item() / config.gradient_accumulation_steps
+            for counts_E, indices in zip(counts_LE, output.router_indices):
+                counts_E += load_balancing.tokens_per_expert(indices, len(counts_E))
+        lm_loss = group.mean(torch.tensor(lm_loss, dtype=torch.float64, device=group.device)).item()
+        return lm_loss, balancing_loss, group.sum(counts_LE)
+
+    def optimizer_step(self, loss: float) -> tuple[float, float]:
+        """Clips the gradients and moves the weights; returns (learning rate, gradient norm before clipping).
+
+        Raises TrainingError where `loss` or the gradient norm is not finite.
+        """
+        lr = learning_rate(self.config, self.step)
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = lr
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        grad_norm = distributed.full_tensor(norm).item()
+        # In fp16 an infinite gradient alone is an overflow: the scaler skips the step and lowers its scale, down to 1.
+        overflow = self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        if not math.isfinite(loss + (0 if overflow else grad_norm)):
+            raise self.non_finite_error(find_non_finite(self.model) or "the loss")
+        torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.max_grad_norm, norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return lr, grad_norm
+
+    def update_expert_bias(self, counts_LE: torch.Tensor) -> None:
+        """Moves every router's bias against the load of this step."""
+        for router, counts_E in zip(self.routers, counts_LE):
+            bias_E = router.e_score_correction_bias
+            bias_E.copy_(load_balancing.update_expert_bias(bias_E, counts_E, self.config.bias_update_rate))
+
+    def due(self, every: int) -> bool:
+        """Whether something done every `every` steps (0: never) and at the end is due after this step."""
+        return every > 0 and (self.step % every == 0 or self.step == self.config.max_steps)
+
+    def observe_and_save(self, record: TrainStep, metrics, stop: bool) -> None:
+        """Validates, samples and saves where due; adds the results to `record` and to the open file `metrics`.
+
+        Raises TrainingError in place of saving weights that are not finite.
+        """
+        config = self.config
+        save = stop or self.due(config.save_every)
+        if save and (name := find_non_finite(self.model)):  # the step itself may have overflowed
+            raise self.non_finite_error(name)
+        validate, draw_samples = self.texts and self.due(config.eval_every), self.due(config.sample_every)
+        if not (save or validate or draw_samples):
+            return
+        model = self.group.full_model(self.model)
+        tensors = state_tensors(self.optimizer) if save else {}
+        if not self.group.is_main:
+            return
+        if validate:
+            result = evaluate(model, self.tokenizer, self.texts, config.max_seq_len)
+            record.validation = {"val_loss": result.loss, "val_bits_per_byte": result.bits_per_byte}
+            print(json.dumps({"step": self.step, **record.validation}), file=metrics)
+        if draw_samples:
+            record.samples = sample(model, self.tokenizer, config.seed)
+            print(json.dumps({"step": self.step, "samples": record.samples}), file=metrics)
+        if config.probe and self.due(config.save_every):
+            experts = probe(model, self.tokenizer, config.probe)
+            print(json.dumps({"step": self.step, "probe": experts}), file=metrics)
+        if save:
             metrics.flush()
-            yield record
-            if stop:
-                return
+            os.fsync(metrics.fileno())
+            record.checkpoint = str(self.save(model, tensors, metrics.tell()))
+
+    def save(self, model, tensors: dict[str, torch.Tensor], metrics_bytes: int) -> Path:
+        """Saves a checkpoint: model and tokenizer, and in training.json and training_state.bin what `load` needs."""
+
+        def write(folder: Path) -> None:
+            model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+            data = self.data.state_dict()
+            save_file({"data.buffer": data.pop("buffer"), **tensors}, folder / "training_state.bin")
+            state = dict(step=self.step, tokens=self.tokens, metrics_bytes=metrics_bytes)
+            state |= dict(scaler=self.scaler.state_dict(), data=data)
+            (folder / "training.json").write_text(json.dumps(state))
+
+        return saving.save_checkpoint(self.config.run, self.step, write, self.config.keep_last)
+
+    def load(self, folder: Path) -> None:
+        """Restores what `save` stored beside the model. Raises DataError where the training data has changed."""
+        state = json.loads((folder / "training.json").read_text())
+        tensors = load_file(folder / "training_state.bin")
+        self.data.load_state_dict({**state["data"], "buffer": tensors.pop("data.buffer")})
+        load_state_tensors(self.optimizer, tensors)
+        self.scaler.load_state_dict(state["scaler"])
+        self.step, self.tokens, self.metrics_bytes = state["step"], state["tokens"], state["metrics_bytes"]
+
+    def non_finite_error(self, name: str) -> TrainingError:
+        """The error for a run in which `name` is NaN or infinite."""
+        return TrainingError(f"step {self.step}: {name} is not finite; the last good checkpoint is kept.")
 
 
-def optimizer_tensors(optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's state as named tensors, whole where they are sharded."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"optimizer.{i}.{key}": distributed.full_tensor(t) for i, values in state.items() for key, t in values.items()
-    }
-
-
-def checkpoint_writer(
-    model, tokenizer, optimizer: dict[str, torch.Tensor], blocks, state: dict
-) -> Callable[[Path], None]:
-    """What a commit holds: the model and tokenizer, and in training* all that the loop needs to go on."""
-
-    def write(folder: Path) -> None:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        cursor = blocks.state()
-        save_file({"data.buffer": cursor.pop("buffer"), **optimizer}, folder / "training_state.bin")
-        (folder / "training.json").write_text(json.dumps({**state, "data": cursor}))
-
-    return write
-
-
-def restore_state(folder: Path, model, optimizer, scaler, blocks) -> tuple[int, int, int]:
-    """Undoes `writer`; returns (step, tokens, bytes of metrics.jsonl)."""
-    state = json.loads((folder / "training.json").read_text())
-    tensors = load_file(folder / "training_state.bin")
-    blocks.restore({**state["data"], "buffer": tensors.pop("data.buffer")})
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    values: dict[int, dict] = {}
-    for name, tensor in tensors.items():
-        _, index, key = name.split(".")
-        values.setdefault(int(index), {})[key] = distributed.shard_like(tensor, parameters[int(index)])
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": values})
-    scaler.load_state_dict(state["scaler"])
-    return state["step"], state["tokens"], state["metrics_bytes"]
-
-
-def not_finite(model) -> str | None:
-    """Names a tensor with a NaN or infinite value, None where there is none: the weight, or gradient, it began with.
+def find_non_finite(model) -> str | None:
+    """Names the tensor, weight or gradient, in which NaN or infinity began; None where all are finite.
 
     A bad weight makes every gradient bad, and a bad gradient those of all the layers below it.
     """
     weights = [("weight", name, parameter) for name, parameter in model.named_parameters()]
     gradients = [("gradient of", name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
-    for what, name, tensor in weights + gradients[::-1]:
+    for label, name, tensor in weights + gradients[::-1]:
         if not distributed.full_tensor(tensor).isfinite().all():
-            return f"{what} {name} is not finite"
+            return f"{label} {name}"
     return None

@@ -1,4 +1,4 @@
-"""What a user is told when something is refused."""
+"""How the page reports an error to its user."""
 
 import html
 
@@ -6,5 +6,5 @@ import gradio as gr
 
 
 def user_error(error: Exception) -> gr.Error:
-    """An error for the reader: its sentence, without a traceback, escaped since the page takes messages for HTML."""
+    """The error's sentence without a traceback, escaped since the page shows messages as HTML."""
     return gr.Error(html.escape(str(error), quote=False), print_exception=False, title="Not possible")

@@ -1,6 +1,5 @@
-"""TODO"""
+"""Sampling for the page: a Generation that grows token by token, alone or beside a second one, and the queues it runs in."""
 
-import os
 import random
 import time
 from dataclasses import replace
@@ -21,43 +20,40 @@ EXAMPLES = [
     "When I think about consciousness",
     "Neutrino Masses and Oscillations",
 ]
-REDRAW_S = 0.15  # seconds between two updates of a page; more often costs the engine and pegs the browser
-MAX_UPDATES_PER_S = 30  # updates a second of all pages together
-DEADLINE_S = 120  # seconds that one text may take
-NUM_WORKERS = 2  # jobs on the model at a time
-NUM_THREADS = max(
-    1, (os.cpu_count() or 1) // NUM_WORKERS
-)  # of each: with a thread a core they would wait for one another
-MODEL_QUEUE = dict(
-    concurrency_id="model", concurrency_limit=NUM_WORKERS
-)  # looking at texts shares these places in the queue
-GENERATION_QUEUE = dict(concurrency_id="texts", concurrency_limit=64)  # and writing them, many at once, these
+REDRAW_S = 0.15  # between two updates of a page; more of them slow down decoding and keep the browser busy
+MAX_UPDATES_PER_S = 30  # of all pages together
+DEADLINE_S = 120  # for one sample
+# gradio's queues: of forward passes over a whole text, of streamed samples, and of events that need no model.
+MODEL_QUEUE = dict(concurrency_id="model", concurrency_limit=model_registry.NUM_WORKERS)
+GENERATION_QUEUE = dict(concurrency_id="texts", concurrency_limit=64)
+UNQUEUED = dict(api_visibility="private", queue=False)
 
 
 class Generation:
-    """One text as it grows: shared by the tabs of one reader.
+    """One sample as it grows, shared by the tabs of a user's page.
 
     Not a dataclass: gradio would turn a dataclass in a State into a dictionary at every update.
     """
 
-    def __init__(self, prompt: str, params: SamplingParams, forced: dict[int, int] | None = None, parent=None):
+    def __init__(self, prompt: str, params: SamplingParams, forced_tokens: dict[int, int] | None = None, parent=None):
         self.prompt, self.params = prompt, params
-        self.forced = forced or {}  # tokens that the reader put there, by place in the output
+        self.forced_tokens = forced_tokens or {}  # position in the output -> token id
         self.parent = parent  # the Generation that this one branched off
-        self.selected = max(self.forced, default=0)  # place of the token that the reader looks at
+        self.selected = max(self.forced_tokens, default=0)  # position of the token whose details the page shows
         self.tokens: list[TokenTrace] = []
         self.lines: list[str] = []  # of the token strip
-        self.seconds = self.first = 0.0  # until the newest token, and until the first
-        self.late = False
-        self.checkpoint = ""  # the path of the model that writes it
+        self.seconds = self.time_to_first_token_s = 0.0
+        self.timed_out = False
+        self.checkpoint = ""  # path of the model
 
     @property
     def text(self) -> str:
         return self.prompt + "".join(token.text for token in self.tokens)
 
     @property
-    def ended(self) -> bool:
-        return self.late or bool(self.tokens and self.tokens[-1].finish_reason)
+    def finish_reason(self) -> str | None:
+        """As OpenAI's API has it: "stop" or "length", and besides "context" or "time"; None while it grows."""
+        return "time" if self.timed_out else self.tokens[-1].finish_reason if self.tokens else None
 
     @property
     def strip(self) -> str:
@@ -66,41 +62,44 @@ class Generation:
     @property
     def stats(self) -> str:
         parts = [f"{len(self.tokens)} tokens", f"seed {self.params.seed}"]
-        if self.seconds > self.first:  # the first waits for the prompt to be read
-            parts.insert(1, f"{(len(self.tokens) - 1) / (self.seconds - self.first):.0f} tokens/s")
-        if self.forced:
-            parts.append("branched at token " + ", ".join(str(place + 1) for place in sorted(self.forced)))
-        if self.late:
+        decode_s = self.seconds - self.time_to_first_token_s
+        if decode_s > 0:
+            parts.insert(1, f"{(len(self.tokens) - 1) / decode_s:.0f} tokens/s")
+        if self.forced_tokens:
+            parts.append("branched at token " + ", ".join(str(position + 1) for position in sorted(self.forced_tokens)))
+        if self.timed_out:
             parts.append(f"stopped after {DEADLINE_S} seconds")
-        elif self.tokens and self.tokens[-1].finish_reason:
-            parts.append(f"ended by {self.tokens[-1].finish_reason}")
+        elif self.finish_reason:
+            parts.append(f"ended by {self.tokens[-1].ended_by}")
         return " · ".join(parts)
 
 
 def generate(model, tokenizer, prompt: str, params: SamplingParams, forced_tokens=None, parent=None, interventions=()):
-    """Yields the Generation, written under `interventions`, at most every REDRAW seconds and at its end. Raises gr.Error."""
+    """Yields the growing Generation at its first token, then at most every REDRAW_S seconds, and at its end.
+
+    Raises gr.Error.
+    """
     if not isinstance(prompt, str):
         raise user_error(ValueError(f"prompt is {prompt!r:.60}; it must be text."))
     if params.seed is None:
         params = replace(params, seed=random.randrange(2**31))
-    experts = num_experts(model.config)
     generation = Generation(prompt, params, forced_tokens, parent)
     generation.checkpoint = model.name_or_path
-    generation.lines.append(head_line(sorted(routers(model)), experts, prompt))
-    began, shown = time.monotonic(), 0.0  # the first token is shown at once
-    tokens = model_registry.stream(model, tokenizer, prompt, params, generation.forced, interventions)
+    generation.lines.append(head_line(sorted(routers(model)), num_experts(model.config), prompt))
+    start, last_update = time.monotonic(), 0.0
+    tokens = model_registry.stream(model, tokenizer, prompt, params, generation.forced_tokens, interventions)
     try:
         for token in tokens:
             generation.tokens.append(token)
             generation.lines.append(generated_line(token))
             now = time.monotonic()
-            generation.seconds = now - began
-            generation.first = generation.first or generation.seconds
-            generation.late = generation.seconds > DEADLINE_S
-            if generation.ended:
+            generation.seconds = now - start
+            generation.time_to_first_token_s = generation.time_to_first_token_s or generation.seconds
+            generation.timed_out = generation.seconds > DEADLINE_S
+            if generation.finish_reason:
                 break
-            if now - shown > max(REDRAW_S, model_registry.num_active_requests() / MAX_UPDATES_PER_S):
-                shown = now
+            if now - last_update > max(REDRAW_S, model_registry.num_active_requests() / MAX_UPDATES_PER_S):
+                last_update = now
                 yield generation
     except ValueError as error:
         raise user_error(error) from error
@@ -109,37 +108,31 @@ def generate(model, tokenizer, prompt: str, params: SamplingParams, forced_token
     yield generation
 
 
-UNQUEUED = dict(api_visibility="private", queue=False)  # for events that need no model
-
-
 def first_difference(a: Generation, b: Generation) -> int | None:
-    """The first place at which the two outputs differ, None where one is the beginning of the other."""
+    """The first position at which two outputs differ, None where one is the beginning of the other."""
     pairs = enumerate(zip(a.tokens, b.tokens))
-    return next((place for place, (one, other) in pairs if one.id != other.id), None)
+    return next((position for position, (token_a, token_b) in pairs if token_a.id != token_b.id), None)
 
 
-def side_by_side(model_a, model_b, prompt: str, a: SamplingParams, b: SamplingParams):
-    """`in_turn` of one prompt on two sides; models are (model, tokenizer)."""
-    return interleave([generate(*model_a, prompt, a), generate(*model_b, prompt, b)])
+def side_by_side(model_a, model_b, prompt: str, params_a: SamplingParams, params_b: SamplingParams):
+    """`interleave` of one prompt under two settings; each model is a (model, tokenizer). Raises gr.Error."""
+    return interleave([generate(*model_a, prompt, params_a), generate(*model_b, prompt, params_b)])
 
 
 def interleave(sides: list):
-    """Yields (Generation, Generation) while two `generate`s grow in turn.
-
-    As soon as the outputs differ, the strips of both mark the place.
-    """
+    """Yields (Generation, Generation) while two `generate`s take turns. The strips mark the first difference."""
     latest, marked = [None, None], False
     try:
         while any(sides):
             for index, side in enumerate(sides):
                 if side:
                     latest[index] = next(side)
-                    if latest[index].ended:
+                    if latest[index].finish_reason:
                         sides[index] = None
-            place = first_difference(*latest)
-            if place is not None and not marked:
+            position = first_difference(*latest)
+            if position is not None and not marked:
                 for generation in latest:
-                    generation.lines.append(mark_line(place))
+                    generation.lines.append(mark_line(position))
                 marked = True
             yield tuple(latest)
     finally:

@@ -1,8 +1,8 @@
 """Calls of the named endpoints over plain HTTP, valid and not: `python tests/campaigns/calls.py --calls 2500 --seed 1`.
 
-Every call is drawn from the seed: an endpoint, a way to call it (by names, by places, as the page does), and what is
-wrong with it, if anything: a value, an argument, the body, its size. The app must answer a valid call and refuse any
-other in one sentence that names the field, what it is and what it must be. Prints the figures as one JSON line.
+Every call is random from the seed: an endpoint, a way to call it (arguments by name, by position, or as the page does), and
+what is wrong with it, if anything: a value, an argument, the body, its size. The app must answer a valid call and refuse
+any other in one sentence that names the field, its value and what is allowed. Prints the results as one line of JSON.
 """
 
 import argparse
@@ -21,26 +21,19 @@ from urllib.parse import urlsplit
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from running import started_app
+from running import app_in
 
 from deepseek.training import runs
 
-PATIENCE = 60  # seconds after which a call counts as hanging
+TIMEOUT_S = 60  # after it a call counts as a hang
 NAN, INFINITY = float("nan"), float("inf")
 TEXTS = [
-    "Once upon a time",
-    "a",
-    "é 漢字 🦊",
-    "\ud800 half a pair",
-    "<script>alert(1)</script>",
-    "x" * 99,
-    "../../etc",
-    "\0",
-]
+    "Once upon a time", "a", "é 漢字 🦊", "\ud800 half a pair", "<script>alert(1)</script>", "x" * 99, "../../etc", "\0",
+]  # fmt: skip
 NUMBERS = [None, "x", "", [], {}, [1], NAN, INFINITY, -INFINITY, 1e308, -1e308, 10**400, True, "1e5", {"value": 1}]
 NO_TEXT = [5, 0.5, True, ["x"], {"a": "x"}, NAN, {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}]
-# What an argument takes, and what it does not.
-NUMBER = lambda *good: (good, NUMBERS)  # noqa: E731
+# (valid values, invalid values) of an argument.
+NUMBER = lambda *valid: (valid, NUMBERS)  # noqa: E731
 BOOL = ((True, False), [None, 0, 1, "true", [], {}, NAN])
 SETTINGS = {
     "temperature": NUMBER(0, 0.5, 1, 2.0), "dynamic_temperature": BOOL, "temperature_min": NUMBER(0.5, 0.1),
@@ -55,7 +48,7 @@ PROMPT = (TEXTS[:-1], ["", " ", "x" * 10**6, "word " * 3000, None, [], *NO_TEXT]
 NAME = (["", "nobody", "run"], [*NO_TEXT, None, [], {}])
 ARGUMENTS = {
     "generate": {"prompt": PROMPT, **SETTINGS, "seed": ([-1, 0, 2**40, None], NUMBERS[1:]), "traces": BOOL,
-                 "changes": ([[], [{"expert": 1, "action": "off"}]], [[5], [{"expert": 99, "action": "off"}]])},
+                 "interventions": ([[], [{"expert": 1, "action": "off"}]], [[5], [{"expert": 99, "action": "off"}]])},
     "trace": {"text": PROMPT, "attention_layer": ([-1, 0, 3, 2.0], [*NUMBERS, 99, -2, 0.5]),
               "other": (["", "a b"], NO_TEXT), "losses": BOOL},
     "compare": {
@@ -69,76 +62,62 @@ ARGUMENTS = {
         "preset": (["tiny"], ["", "huge", None, [], *NO_TEXT]),
         "init_from": ([""], [*NO_TEXT, None, [], "/nowhere", "../.."]),
         "data": ([["builtin"]], [[], None, "builtin", [5], {}, [None], [["builtin"]], NAN]),
-        "steps": NUMBER(1), "batch_size": NUMBER(1), "context": NUMBER(16), "lr": NUMBER(1e-3), "balance_weight": NUMBER(0.01),
-        "save_every": NUMBER(1), "seed": NUMBER(0), "secret": (["", "x"], []),
+        "max_steps": NUMBER(1), "batch_size": NUMBER(1), "max_seq_len": NUMBER(16), "lr": NUMBER(1e-3),
+        "balance_weight": NUMBER(0.01), "save_every": NUMBER(1), "seed": NUMBER(0), "secret": (["", "x"], []),
     },
     "train_status": {"name": NAME},
     "train_stop": {"name": NAME, "secret": (["", "x"], [])},
 }  # fmt: skip
+# What may be wrong with a call, with the weight of its choice.
+FAULTS = dict(none=20, value=48, unknown=8, arity=8, body=8, size=1, endpoint=4, fields=3)
 REQUIRED = {"prompt", "text"}
 BASE = {"generate": {"max_new_tokens": 2}, "compare": {"a": {"max_new_tokens": 2}, "b": {"max_new_tokens": 2}},
-        "train_start": {"steps": 1, "preset": "tiny", "context": 16, "batch_size": 1}}  # fmt: skip
-# What a sentence may call an argument.
-ALSO = {"name": "name|run", "changes": "changes|expert", "init_from": "from", "endpoint": "endpoint|path"}
+        "train_start": {"max_steps": 1, "preset": "tiny", "max_seq_len": 16, "batch_size": 1}}  # fmt: skip
+# What a refusal may call an argument.
+SYNONYMS = {"name": "name|run", "interventions": "interventions|expert", "endpoint": "endpoint|path"}
 BODIES = [
-    b"",
-    b"{",
-    b"nonsense",
-    b"[]",
-    b"null",
-    b"5",
-    b'"x"',
-    b"NaN",
-    b"\xff\xfe",
-    b"[" * 5000,
-    b'{"a":' * 900 + b"1" + b"}" * 900,
-]
+    b"", b"{", b"nonsense", b"[]", b"null", b"5", b'"x"', b"NaN", b"\xff\xfe", b"[" * 5000, b'{"a":' * 900 + b"1" + b"}" * 900,
+]  # fmt: skip
 
 
-def drawn(chance: random.Random) -> tuple[str, str, object, str | None]:
-    """(endpoint, way to call it, body, the field that must be named or None for a valid call)."""
-    endpoint, way = chance.choice(list(ARGUMENTS)), chance.choice(["names", "names", "places", "page"])
+def random_call(rng: random.Random) -> tuple[str, str, object, str | None]:
+    """(endpoint, way to call it, body, the field that the refusal must name or None for a valid call)."""
+    endpoint, way = rng.choice(list(ARGUMENTS)), rng.choice(["names", "names", "positions", "page"])
     arguments = ARGUMENTS[endpoint]
-    wrong = chance.choices(
-        ["", "value", "unknown", "arity", "body", "size", "endpoint", "fields"], [20, 48, 8, 8, 8, 1, 4, 3]
-    )[0]
-    if wrong == "" and endpoint == "train_start" and chance.random() < 0.98:
-        wrong = "value"  # few: a run takes the machine for a while
-    names = [name for name in arguments if chance.random() < 0.3 or name in REQUIRED]
-    values = {**BASE.get(endpoint, {}), **{name: chance.choice(arguments[name][0]) for name in names}}
+    wrong = rng.choices(list(FAULTS), FAULTS.values())[0]
+    if wrong == "none" and endpoint == "train_start" and rng.random() < 0.98:
+        wrong = "value"  # few valid ones: a run keeps the machine busy for a while
+    names = [name for name in arguments if rng.random() < 0.3 or name in REQUIRED]
+    values = {**BASE.get(endpoint, {}), **{name: rng.choice(arguments[name][0]) for name in names}}
     field = None
     if wrong == "value":
-        field = chance.choice([name for name, (_, bad) in arguments.items() if bad])
-        values[field] = chance.choice(arguments[field][1])
+        field = rng.choice([name for name, (_, invalid) in arguments.items() if invalid])
+        values[field] = rng.choice(arguments[field][1])
     elif wrong == "size":
         field, name = "body", next(iter(arguments))
-        values[name] = "x" * int(10 ** chance.uniform(6.1, 7.7))
+        values[name] = "x" * int(10 ** rng.uniform(6.1, 7.7))
     elif wrong == "endpoint":
-        field, endpoint = (
-            "endpoint",
-            chance.choice(["nope", "run", "run_1", "lambda", "%00", "a" * 3000, "generate%2f..%2frun"]),
-        )
+        field = "endpoint"
+        endpoint = rng.choice(["nope", "run", "run_1", "lambda", "%00", "a" * 3000, "generate%2f..%2frun"])
         way = "names" if way == "page" else way
     if wrong == "body":
-        return endpoint, way, chance.choice(BODIES), "body"
+        return endpoint, way, rng.choice(BODIES), "body"
     if way == "names":
         if wrong == "unknown":
-            field = chance.choice(["nope", "__class__", "self", "x" * 50, "", "é\ud800", "checkpoint"])
+            field = rng.choice(["nope", "__class__", "self", "x" * 50, "", "é\ud800", "checkpoint"])
             values[field] = 1
         elif wrong in ("arity", "fields") and REQUIRED & values.keys():
             field = next(iter(REQUIRED & values.keys()))
             del values[field]
         return endpoint, way, values, field
-    defaults = {name: good[0] for name, (good, _) in arguments.items()}
-    data: object = list({**defaults, **BASE.get(endpoint, {}), **values}[name] for name in arguments)
+    defaults = {name: valid[0] for name, (valid, _) in arguments.items()} | BASE.get(endpoint, {})
+    data: object = [values.get(name, default) for name, default in defaults.items()]
     if wrong in ("unknown", "arity"):
-        field, data = "data", chance.choice([data[:-1], [*data, 1], [*data] * 3, None, "x", {"0": 1}, 5])
+        field, data = "data", rng.choice([data[:-1], [*data, 1], [*data] * 3, None, "x", {"0": 1}, 5])
     body = {"data": data}
     if wrong == "fields":
-        field = chance.choice(["session_hash", "data", "fn_index" if way == "page" else "data"])
-        body[field] = (
-            chance.choice([5.5, True, {}, {"x": NAN}]) if field != "fn_index" else chance.choice(["x", -1, 10**30, []])
-        )
+        field = rng.choice(["session_hash", "data", "fn_index" if way == "page" else "data"])
+        body[field] = rng.choice(["x", -1, 10**30, []] if field == "fn_index" else [5.5, True, {}, {"x": NAN}])
     return endpoint, way, body, field
 
 
@@ -151,7 +130,7 @@ class Caller:
         self.index = {event["api_name"]: event["id"] for event in events if event["api_name"] in ARGUMENTS}
 
     def _request(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(self.host, timeout=PATIENCE)
+        connection = http.client.HTTPConnection(self.host, timeout=TIMEOUT_S)
         try:
             connection.request(method, path, body, {"content-type": "application/json"})
             answer = connection.getresponse()
@@ -160,11 +139,11 @@ class Caller:
             connection.close()
 
     def call(self, endpoint: str, way: str, body, session: str) -> tuple[bool, object]:
-        """(whether it was answered, the answer or the refusal)."""
+        """(whether the call was answered, the answer or the refusal)."""
         if way == "page" and isinstance(body, dict):
             body = {"fn_index": self.index.get(endpoint), "session_hash": session, **body}
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        path = {"names": f"/gradio_api/call/v2/{endpoint}", "places": f"/gradio_api/call/{endpoint}"}
+        path = {"names": f"/gradio_api/call/v2/{endpoint}", "positions": f"/gradio_api/call/{endpoint}"}
         status, text = self._request("POST", path.get(way, "/gradio_api/queue/join"), raw)
         if status != 200:
             try:
@@ -174,9 +153,9 @@ class Caller:
         event = json.loads(text)["event_id"]
         if way != "page":
             _, text = self._request("GET", f"/gradio_api/call/{endpoint}/{event}")
-            kind, data = re.findall(r"event: (complete|error)\ndata: (.*)\n", text.decode())[-1]
+            status, data = re.findall(r"event: (complete|error)\ndata: (.*)\n", text.decode())[-1]
             answer = json.loads(data)
-            return kind == "complete", answer if kind == "complete" else answer and answer["error"]
+            return status == "complete", answer if status == "complete" else answer and answer["error"]
         _, text = self._request("GET", f"/gradio_api/queue/data?session_hash={session}")
         messages = [json.loads(line[6:]) for line in text.decode().splitlines() if line.startswith("data: ")]
         last = next(message for message in messages if message["msg"] == "process_completed")
@@ -184,53 +163,50 @@ class Caller:
 
 
 def fault(endpoint: str, field: str | None, answered: bool, answer) -> str:
-    """What is wrong with how a call was taken, or nothing."""
+    """What is wrong with the app's answer, "" if nothing."""
     if answered:
-        return "a wrong call was answered" if field else "" if answer else "an empty answer"
+        return "an invalid call was answered" if field else "" if answer else "an empty answer"
     if not answer:
         return "an empty error"
     if not isinstance(answer, str) or "\n" in answer or len(answer) > 600 or not answer.endswith("."):
-        return "a refusal that is no sentence"
-    if field is None:
-        return (
-            "" if endpoint.startswith("train") else "a valid call was refused"
-        )  # there a run in progress, or none, decides
+        return "a refusal that is not one sentence"
+    if field is None:  # of a training call: whether a run is in progress decides
+        return "" if endpoint.startswith("train") else "a valid call was refused"
     if endpoint == "train_start" and "is in progress; one run trains at a time" in answer:
-        return ""  # a reason that holds, whatever else is wrong
-    named = ALSO.get(field, re.escape(repr(field)[1:-1])[:50])
-    if not re.search(rf"\b({named})\b|{named}", answer.replace("-", "_")):
+        return ""  # true, whatever else is wrong
+    name = SYNONYMS.get(field, re.escape(repr(field)[1:-1])[:50])
+    if not re.search(rf"\b({name})\b|{name}", answer.replace("-", "_")):
         return "a refusal that does not name the field"
-    fine = re.search(r"( is | has | are |: ).*(must|the model reads|needs about|which cannot be opened)", answer)
-    return "" if fine else "a refusal that does not say what is allowed"
+    rule = re.search(r"( is | has | are |: ).*(must|the model reads|needs about|which cannot be opened)", answer)
+    return "" if rule else "a refusal that does not say what is allowed"
 
 
 def campaign(url: str, log: Path, calls: int, seed: int, callers: int = 20) -> dict:
-    """The figures over `calls` calls on the app at `url`, whose output is in the file `log`."""
-    caller, began, slowest = Caller(url), time.monotonic(), 0.0
+    """The results of `calls` calls on the app at `url`, whose output is in the file `log`."""
+    caller, start, slowest = Caller(url), time.monotonic(), 0.0
     faults: Counter = Counter()
     examples: list[str] = []
 
-    def one(number: int):
+    def run(number: int):
         nonlocal slowest
-        endpoint, way, body, field = drawn(random.Random(f"{seed} {number}"))
-        start = time.monotonic()
+        endpoint, way, body, field = random_call(random.Random(f"{seed} {number}"))
+        call_start = time.monotonic()
         try:
             answered, answer = caller.call(endpoint, way, body, f"call-{seed}-{number}")
-            found = fault(endpoint, field, answered, answer)
+            problem = fault(endpoint, field, answered, answer)
         except TimeoutError:
-            found, answered, answer = "a hang", False, ""
+            problem, answered, answer = "a hang", False, ""
         except Exception as error:
-            found, answered, answer = "no answer", False, repr(error)
-        slowest = max(slowest, time.monotonic() - start)
-        if found:
-            faults[found] += 1
-            examples.append(
-                f"{found}: {seed} {number} {endpoint} {way} {field}: {str(body)[:300]} -> {str(answer)[:300]}"
-            )
+            problem, answered, answer = "no answer", False, repr(error)
+        slowest = max(slowest, time.monotonic() - call_start)
+        if problem:
+            faults[problem] += 1
+            sent, received = str(body)[:300], str(answer)[:300]
+            examples.append(f"{problem}: {seed} {number} {endpoint} {way} {field}: {sent} -> {received}")
         return bool(answered)
 
     with ThreadPoolExecutor(callers) as pool:
-        answered = sum(pool.map(one, range(calls)))
+        answered = sum(pool.map(run, range(calls)))
     return {
         "calls": calls,
         "answered": answered,
@@ -240,7 +216,7 @@ def campaign(url: str, log: Path, calls: int, seed: int, callers: int = 20) -> d
         "hangs": faults.pop("a hang", 0),
         "other_faults": sum(faults.values()),
         "slowest_s": round(slowest, 1),
-        "seconds": round(time.monotonic() - began),
+        "seconds": round(time.monotonic() - start),
         **({"examples": examples[:40]} if examples else {}),
     }
 
@@ -250,12 +226,8 @@ if __name__ == "__main__":
     parser.add_argument("--calls", type=int, default=2500)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "assets").symlink_to(ROOT / "assets")
-        with started_app(folder, folder / "log") as url:
-            print(json.dumps(campaign(url, folder / "log", options.calls, options.seed)))
-            root = folder / runs.ROOT
-            while alive := [run for run in runs.list_runs(root) if run.alive]:
-                runs.stop(root, alive[0].name)
-                time.sleep(0.5)
+    with tempfile.TemporaryDirectory() as folder, app_in(Path(folder)) as app:
+        print(json.dumps(campaign(app.url, app.log, options.calls, options.seed)))
+        while alive := [run for run in runs.list_runs(app.runs) if run.alive]:
+            runs.stop(app.runs, alive[0].name)
+            time.sleep(0.5)

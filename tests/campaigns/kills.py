@@ -1,7 +1,7 @@
-"""`kill -9` at random moments of a run, a share of them inside a commit: `python tests/campaigns/kills.py --kills 200`.
+"""`kill -9` at random moments of a run, some of them while it saves: `python tests/campaigns/kills.py --kills 200`.
 
 Each run is killed, resumed and killed again until it reaches its last step; then it must equal, byte for byte, the run
-that nothing interrupted. No commit that a run announced may be lost. Prints the figures as one JSON line.
+that nothing interrupted. No checkpoint that a run reported may be lost. Prints the counts as one JSON line.
 """
 
 import argparse
@@ -15,74 +15,69 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from forking import SETTINGS, content, exit_code, killed_at, stories, training
+from forking import fork_training, kill_when, reproducible_content, small_config, wait_for_exit
 
 from deepseek.checkpoints import saving
 from deepseek.training import runs
-from deepseek.training.config import TrainConfig
-
-STEPS, EVERY = 40, 4
 
 
-def campaign(kills: int, seed: int, folder: Path) -> dict:
-    """The figures over `kills` kills; all but the first four must be 0."""
-    draw = random.Random(seed)
-    settings = dict(SETTINGS, root=str(folder), data=[stories(folder)], max_steps=STEPS, save_every=EVERY)
-    whole, began = TrainConfig(name="whole", **settings), time.monotonic()
-    assert exit_code(training(whole)) == 0
-    seconds, expected = time.monotonic() - began, content(whole)
-    figures = dict(
-        kills=0, inside_a_commit=0, before_the_first_commit=0, runs=0, lost_commits=0, wrong_states=0, unlike=0
-    )
-    while figures["kills"] < kills:
-        config = TrainConfig(name=f"run-{figures['runs']}", **settings)
-        left = staging(config)
-        while figures["kills"] < kills and cut(config, left, draw, seconds):
+def campaign(kills: int, seed: int, folder: Path, max_steps: int = 40, save_every: int = 4) -> dict:
+    """The counts over `kills` kills; all but the first four must be 0."""
+    rng, settings = random.Random(seed), dict(max_steps=max_steps, save_every=save_every)
+    uninterrupted, start = small_config(folder, name="uninterrupted", **settings), time.monotonic()
+    assert wait_for_exit(fork_training(uninterrupted)) == 0
+    seconds, expected = time.monotonic() - start, reproducible_content(uninterrupted)
+    counts = dict(kills=0, while_saving=0, before_the_first_checkpoint=0, runs=0)
+    counts |= dict(lost_checkpoints=0, wrong_states=0, different=0)
+    while counts["kills"] < kills:
+        config = small_config(folder, name=f"run-{counts['runs']}", **settings)
+        leftover = staging(config)
+        while counts["kills"] < kills and kill_at_random(config, leftover, rng, seconds):
             last = saving.latest_checkpoint(config.run)
-            figures["kills"] += 1
-            figures["inside_a_commit"] += staging(config) not in (None, left)
-            figures["lost_commits"] += (int(last.name[5:]) if last else 0) < announced(config)
-            ended = last and last.name.endswith(f"{STEPS}")  # and then killed before it was gone
-            figures["wrong_states"] += state(config) not in (("killed", "finished") if ended else ("killed",))
-            left = staging(config)
+            counts["kills"] += 1
+            counts["while_saving"] += staging(config) not in (None, leftover)
+            counts["lost_checkpoints"] += (int(last.name[5:]) if last else 0) < reported_step(config)
+            at_the_end = last and last.name.endswith(f"{max_steps}")  # it may have recorded its end before the kill
+            counts["wrong_states"] += state(config) not in (("killed", "finished") if at_the_end else ("killed",))
+            leftover = staging(config)
             if last is None:
-                figures["before_the_first_commit"] += 1
-                (config.run / "metrics.jsonl").unlink(missing_ok=True)  # begins anew under the same name
+                counts["before_the_first_checkpoint"] += 1
+                (config.run / "metrics.jsonl").unlink(missing_ok=True)  # starts again under the same name
         if state(config) == "killed":
-            assert exit_code(start(config)) == 0
-        figures["runs"] += 1
-        figures["wrong_states"] += state(config) != "finished"
-        figures["unlike"] += content(config) != expected
-    return figures
+            assert wait_for_exit(start_or_resume(config)) == 0
+        counts["runs"] += 1
+        counts["wrong_states"] += state(config) != "finished"
+        counts["different"] += reproducible_content(config) != expected
+    return counts
 
 
 def state(config) -> str:
-    """What `runs` says of the run; one that was killed before it wrote its settings is not known there yet."""
+    """The state in `runs`, which does not list a run that was killed before it wrote its settings."""
     return runs.find(config.root, config.name).state if (config.run / "config.json").exists() else "killed"
 
 
-def start(config) -> int:
-    """The pid of a process that begins the run, or goes on from its last commit."""
-    return training(config, resume=saving.latest_checkpoint(config.run) is not None)
+def start_or_resume(config) -> int:
+    """The pid of a process that starts the run, or resumes it from its last checkpoint."""
+    return fork_training(config, resume=saving.latest_checkpoint(config.run) is not None)
 
 
-def cut(config, left, draw: random.Random, seconds: float) -> bool:
+def kill_at_random(config, leftover, rng: random.Random, seconds: float) -> bool:
     """Starts or resumes the run and kills it at a random moment; False if it ended before that."""
-    pid, at = start(config), time.monotonic() + draw.uniform(0, seconds)
-    if draw.random() < 0.6:
-        return killed_at(pid, lambda: time.monotonic() > at)
-    later, until = draw.uniform(0, 0.03), []
+    pid, kill_time = start_or_resume(config), time.monotonic() + rng.uniform(0, seconds)
+    if rng.random() < 0.6:
+        return kill_when(pid, lambda: time.monotonic() > kill_time)
+    delay, deadline = rng.uniform(0, 0.03), []
 
-    def inside() -> bool:  # the next commit, some while after it began
-        if time.monotonic() > at and not until and staging(config) not in (None, left):
-            until.append(time.monotonic() + later)
-        return bool(until) and time.monotonic() > until[0]
+    def while_saving() -> bool:  # the next checkpoint, `delay` after its start
+        if time.monotonic() > kill_time and not deadline and staging(config) not in (None, leftover):
+            deadline.append(time.monotonic() + delay)
+        return bool(deadline) and time.monotonic() > deadline[0]
 
-    return killed_at(pid, inside)
+    return kill_when(pid, while_saving)
 
 
 def staging(config) -> tuple | None:
-    """What tells one unfinished commit's folder from another; None where there is none."""
+    """Identifies the folder of an unfinished checkpoint; None where there is none."""
     try:
         stat = (config.run / saving.STAGING).stat()
     except OSError:
@@ -90,9 +85,9 @@ def staging(config) -> tuple | None:
     return stat.st_ino, stat.st_ctime_ns
 
 
-def announced(config) -> int:
-    """The step of the last commit that the run said it made."""
-    lines = [line for line in (config.run / "log.txt").read_text().splitlines() if line.startswith("  committed")]
+def reported_step(config) -> int:
+    """The step of the last checkpoint that the run printed."""
+    lines = [line for line in (config.run / "log.txt").read_text().splitlines() if line.startswith("  saved")]
     return int(lines[-1].rpartition("-")[2]) if lines else 0
 
 

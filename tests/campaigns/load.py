@@ -1,11 +1,11 @@
-"""Many readers at once, over raw HTTP on the real app: `python tests/campaigns/load.py`. A line of JSON for each figure.
+"""Many users at once, over HTTP on the real app: `python tests/campaigns/load.py`. Prints one line of JSON per result.
 
-- readers: CLIENTS stream texts at once; each must be what it is alone, and none may be served worse than another (Jain's
-  index of their tokens a second). First-token times beside those of one reader alone, and again while a run trains.
-- full: more at once than the queue takes: each gets its text or, at once, a refusal
-- gone: readers who hang up after their first token, and ones who post and never listen; what works on for them after
-  2 s is told from the processor time of the processes that write
-- memory: texts one after another; the growth of what all processes of the app hold
+- users: CLIENTS stream samples at once. Each must equal what it is alone; Jain's index of their tokens/s says how even they
+  are. Time to first token beside that of one user alone, and again while a run trains.
+- overload: more at once than the queue takes. Each must get its sample or an immediate refusal.
+- disconnects: users who disconnect after the first token, and users who post and never listen. The workers' CPU time shows
+  what still runs for them after 2 s.
+- memory: samples one after another; growth of the memory of all of the app's processes.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from running import start_app
+from running import app_in
 
 CALL = "/gradio_api/call/v2/generate"
 PROMPTS = ["Once upon a time", "The little fox", "def add(a, b):", "In the year 1900", "Tom and Lily went to the park"]
@@ -37,7 +37,7 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 @dataclass
 class Answer:
-    """What one reader got: texts and counts as they came, with the seconds since it asked."""
+    """What one user got: the number of tokens at every event, with the seconds since the request."""
 
     times: list[float] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
@@ -46,100 +46,100 @@ class Answer:
     seconds: float = 0.0
 
 
-def job(number: int, tokens: int) -> dict:
-    """The settings of a reader's text."""
+def request(number: int, tokens: int) -> dict:
+    """The body of one user's request."""
     return dict(prompt=PROMPTS[number % len(PROMPTS)], temperature=0.9, top_k=50, seed=number, max_new_tokens=tokens)
 
 
 def post(url: str, body: dict) -> dict:
-    """What the app says to a text that is asked for: its id, or why there is none."""
+    """The app's answer to a request: an event id, or the reason for a refusal."""
     with closing(http.client.HTTPConnection(urlsplit(url).netloc, timeout=300)) as connection:
         connection.request("POST", CALL, json.dumps(body), {"content-type": "application/json"})
         return json.loads(connection.getresponse().read())
 
 
-def ask(url: str, body: dict, most: int | None = None) -> Answer:
-    """A reader who streams a text to its end, or hangs up after `most` events that hold tokens."""
-    answer, began = Answer(), time.perf_counter()
-    taken = post(url, body)
-    if "event_id" not in taken:
-        return Answer(error=json.dumps(taken), seconds=time.perf_counter() - began)
+def stream(url: str, body: dict, max_events: int | None = None) -> Answer:
+    """Streams a sample to its end, or disconnects after `max_events` events with tokens."""
+    answer, start = Answer(), time.perf_counter()
+    accepted = post(url, body)
+    if "event_id" not in accepted:
+        return Answer(error=json.dumps(accepted), seconds=time.perf_counter() - start)
     with closing(http.client.HTTPConnection(urlsplit(url).netloc, timeout=300)) as connection:
-        connection.request("GET", f"/gradio_api/call/generate/{taken['event_id']}")
-        kind = ""
+        connection.request("GET", f"/gradio_api/call/generate/{accepted['event_id']}")
+        event = ""
         for line in connection.getresponse():
             line = line.decode().strip()
             if line.startswith("event: "):
-                kind = line[7:]
-            elif line.startswith("data: ") and kind in ("generating", "complete", "error"):
+                event = line[7:]
+            elif line.startswith("data: ") and event in ("generating", "complete", "error"):
                 value = json.loads(line[6:])
-                if kind == "error":
+                if event == "error":
                     answer.error = json.dumps(value)
                     break
                 if value and value[0] and value[0]["tokens"]:
-                    answer.times.append(time.perf_counter() - began)
+                    answer.times.append(time.perf_counter() - start)
                     answer.counts.append(value[0]["tokens"])
                     answer.text = value[0]["text"]
-                if kind == "complete" or (most and len(answer.times) >= most):
+                if event == "complete" or (max_events and len(answer.times) >= max_events):
                     break
-    answer.seconds = time.perf_counter() - began
+    answer.seconds = time.perf_counter() - start
     return answer
 
 
-def at_once(url: str, bodies: list[dict], most: int | None = None) -> list[Answer]:
-    """The answers of readers who all begin together."""
-    together = threading.Barrier(len(bodies))
+def stream_all(url: str, bodies: list[dict], max_events: int | None = None) -> list[Answer]:
+    """The answers of users who all start together."""
+    barrier = threading.Barrier(len(bodies))
 
-    def reader(body):
-        together.wait()
-        return ask(url, body, most)
+    def user(body):
+        barrier.wait()
+        return stream(url, body, max_events)
 
     with ThreadPoolExecutor(len(bodies)) as pool:
-        return list(pool.map(reader, bodies))
+        return list(pool.map(user, bodies))
 
 
-def percentile(values: list[float], share: float) -> float:
-    """The value below which `share` of them lie."""
-    ranked = sorted(values)
-    return round(ranked[min(len(ranked) - 1, int(share * len(ranked)))], 3)
+def percentile(values: list[float], fraction: float) -> float:
+    """The value below which this fraction of them lies."""
+    ordered = sorted(values)
+    return round(ordered[min(len(ordered) - 1, int(fraction * len(ordered)))], 3)
 
 
 def jain(values: list[float]) -> float:
-    """Jain's fairness index (1984): 1 where all are alike, 1 / n where one has everything."""
+    """Jain's fairness index (1984): 1 if all are equal, 1 / n if one has everything."""
     return round(sum(values) ** 2 / (len(values) * sum(value * value for value in values)), 4)
 
 
-def family(pid: int) -> list[int]:
-    """A process and all that it started, directly or not."""
+def process_tree(pid: int) -> list[int]:
+    """A process and its descendants."""
     listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
     parents = dict(map(int, line.split()) for line in listed.splitlines())
-    found = {pid}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return sorted(found)
+    tree = {pid}
+    while children := {child for child, parent in parents.items() if parent in tree} - tree:
+        tree |= children
+    return sorted(tree)
 
 
-def writers(pid: int) -> list[int]:
-    """The processes of an app that write texts."""
+def workers(pid: int) -> list[int]:
+    """An app's worker processes."""
     return [
-        one for one in family(pid) if b"deepseek.inference.worker_pool" in Path(f"/proc/{one}/cmdline").read_bytes()
+        p for p in process_tree(pid) if b"deepseek.inference.worker_pool" in Path(f"/proc/{p}/cmdline").read_bytes()
     ]
 
 
-def processor_seconds(pids: list[int]) -> float:
-    """Processor time that processes have used."""
+def cpu_seconds(pids: list[int]) -> float:
+    """CPU time that processes have used."""
     stats = (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids)
     return sum(int(stat[11]) + int(stat[12]) for stat in stats) / TICK
 
 
-def resident(pid: int) -> float:
-    """Memory of an app and its processes, in MB."""
-    texts = (Path(f"/proc/{one}/smaps_rollup").read_text() for one in family(pid))
-    return sum(int(re.search(r"Pss: +(\d+)", text)[1]) for text in texts) / 1000
+def memory_mb(pid: int) -> float:
+    """Proportional set size of an app and its processes."""
+    rollups = (Path(f"/proc/{process}/smaps_rollup").read_text() for process in process_tree(pid))
+    return sum(int(re.search(r"Pss: +(\d+)", rollup)[1]) for rollup in rollups) / 1000
 
 
 def alone(bodies: list[dict]) -> list[str]:
-    """The texts of the same settings, each written alone in this process."""
+    """The samples of the same requests, each decoded alone in this process."""
     import torch
 
     from deepseek import SamplingParams, load, stream
@@ -153,18 +153,18 @@ def alone(bodies: list[dict]) -> list[str]:
     return texts
 
 
-def readers(url: str, count: int, tokens: int) -> dict:
-    """Whether `count` readers at once each get their own text, and how evenly."""
-    bodies = [job(number, tokens) for number in range(count)]
+def concurrent_users(url: str, count: int, tokens: int) -> dict:
+    """Whether `count` users at once each get their own sample, and how even their speeds are."""
+    bodies = [request(number, tokens) for number in range(count)]
     expected = alone(bodies)
-    ask(url, bodies[0])  # warm
-    single = [ask(url, body) for body in bodies[: max(3, count // 5)]]
-    many = at_once(url, bodies)
+    stream(url, bodies[0])  # warm-up
+    single = [stream(url, body) for body in bodies[: max(3, count // 5)]]
+    many = stream_all(url, bodies)
     rates = [answer.counts[-1] / answer.seconds for answer in many if answer.counts]
     span = max(answer.seconds for answer in many)
     return {
-        "figure": "readers",
-        "readers": count,
+        "result": "users",
+        "users": count,
         "unlike_alone": sum(answer.text != text for answer, text in zip(many, expected)),
         "errors": sum(bool(answer.error) for answer in many),
         "jain": jain(rates),
@@ -175,13 +175,13 @@ def readers(url: str, count: int, tokens: int) -> dict:
     }
 
 
-def full(url: str, count: int, tokens: int) -> dict:
-    """What `count` readers at once get where that is more than the queue takes."""
-    answers = at_once(url, [job(number, tokens) for number in range(count)])
+def overload(url: str, count: int, tokens: int) -> dict:
+    """What `count` users at once get, more than the queue takes."""
+    answers = stream_all(url, [request(number, tokens) for number in range(count)])
     refused = [answer for answer in answers if answer.error]
     return {
-        "figure": "full",
-        "readers": count,
+        "result": "overload",
+        "users": count,
         "texts": sum(bool(answer.text) for answer in answers),
         "refused": len(refused),
         "neither": sum(not (answer.text or answer.error) for answer in answers),
@@ -190,64 +190,51 @@ def full(url: str, count: int, tokens: int) -> dict:
     }
 
 
-def busy(pid: int, seconds: float = 1.0) -> float:
-    """Share of one processor that the writing processes use now."""
-    pids, began = writers(pid), time.perf_counter()
-    before = processor_seconds(pids)
+def cpu_load(pid: int, seconds: float = 1.0) -> float:
+    """CPU cores that the workers use now."""
+    pids, start = workers(pid), time.perf_counter()
+    before = cpu_seconds(pids)
     time.sleep(seconds)
-    return round((processor_seconds(pids) - before) / (time.perf_counter() - began), 3)
+    return round((cpu_seconds(pids) - before) / (time.perf_counter() - start), 3)
 
 
-def gone(url: str, pid: int, count: int, batch: int = 40) -> Iterator[dict]:
-    """Readers who hang up, then ones who never listen, each asking for a long text."""
-    bodies = [{**job(number, 400), "temperature": 1.5} for number in range(count)]
+def disconnects(url: str, pid: int, count: int, batch: int = 40) -> Iterator[dict]:
+    """Users who disconnect, then users who never listen, each asking for a long sample."""
+    bodies = [{**request(number, 400), "temperature": 1.5} for number in range(count)]
     for start in range(0, count, batch):
-        at_once(url, bodies[start : start + batch], most=1)
+        stream_all(url, bodies[start : start + batch], max_events=1)
     time.sleep(2)
-    yield {"figure": "hung up", "readers": count, "busy_after_2_s": busy(pid)}
-    began = time.perf_counter()
+    yield {"result": "disconnected", "users": count, "cpu_after_2_s": cpu_load(pid)}
+    start_time = time.perf_counter()
     for body in bodies:
         post(url, body)
-    asked = time.perf_counter() - began
-    while busy(pid) > 0.05 and time.perf_counter() - began < 600:
+    posted = time.perf_counter() - start_time
+    while cpu_load(pid) > 0.05 and time.perf_counter() - start_time < 600:
         time.sleep(1)
     yield {
-        "figure": "never listened",
+        "result": "never listened",
         "posts": count,
-        "seconds_to_post": round(asked, 1),
-        "seconds_until_idle": round(time.perf_counter() - began, 1),
+        "seconds_to_post": round(posted, 1),
+        "seconds_until_idle": round(time.perf_counter() - start_time, 1),
     }
 
 
 def memory(url: str, pid: int, count: int, tokens: int) -> dict:
-    """Growth of memory over `count` texts, eight at a time, after a tenth of them to warm up; least squares."""
+    """Growth of memory over `count` samples, eight at a time, after a tenth of them to warm up; least squares."""
     points = []
     for start in range(0, count + count // 10, 8):
-        at_once(url, [job(number, tokens) for number in range(start, start + 8)])
+        stream_all(url, [request(number, tokens) for number in range(start, start + 8)])
         if start >= count // 10:
-            points.append((start, resident(pid)))
+            points.append((start, memory_mb(pid)))
     mean_x, mean_y = (sum(column) / len(points) for column in zip(*points))
     slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)
-    return {"figure": "memory", "texts": count, "mb": round(points[-1][1]), "mb_per_1000_texts": round(1000 * slope, 2)}
-
-
-@contextmanager
-def app(folder: Path):
-    """(address, process id) of an app whose runs lie in `folder`."""
-    (folder / "assets").symlink_to(ROOT / "assets")
-    url, process = start_app(folder, folder / "log")
-    try:
-        yield url, process.pid
-    finally:
-        process.terminate()
-        process.wait(20)
-        assert "Traceback" not in (folder / "log").read_text(), (folder / "log").read_text()
+    return {"result": "memory", "texts": count, "mb": round(points[-1][1]), "mb_per_1000_texts": round(1000 * slope, 2)}
 
 
 def training(url: str, begin: bool) -> None:
-    """Starts, or stops, a run in the background."""
+    """Starts or stops a run in the background."""
     name = "train_start" if begin else "train_stop"
-    body = {"preset": "quick", "steps": 5000, "context": 128} if begin else {}
+    body = {"preset": "quick", "max_steps": 5000, "max_seq_len": 128} if begin else {}
     with closing(http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)) as connection:
         connection.request(
             "POST", f"/gradio_api/call/v2/{name}", json.dumps(body), {"content-type": "application/json"}
@@ -265,17 +252,20 @@ def main():
     parser.add_argument("--texts", type=int, default=1000)
     parser.add_argument("--full", type=int, default=150)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, app(Path(folder)) as (url, pid):
-        print(json.dumps(readers(url, args.clients, args.tokens)), flush=True)
-        print(json.dumps(full(url, args.full, 16)), flush=True)
-        for line in gone(url, pid, args.gone):
-            print(json.dumps(line), flush=True)
-        print(json.dumps(memory(url, pid, args.texts, 16)), flush=True)
+    with tempfile.TemporaryDirectory() as folder, app_in(Path(folder)) as app:
+        url, pid = app.url, app.process.pid
+
+        def report(result):
+            print(json.dumps(result), flush=True)
+
+        report(concurrent_users(url, args.clients, args.tokens))
+        report(overload(url, args.full, 16))
+        for result in disconnects(url, pid, args.gone):
+            report(result)
+        report(memory(url, pid, args.texts, 16))
         training(url, True)
-        time.sleep(20)  # until it reads and computes
-        print(
-            json.dumps({**readers(url, args.clients, args.tokens), "figure": "readers while a run trains"}), flush=True
-        )
+        time.sleep(20)  # until it trains
+        report({**concurrent_users(url, args.clients, args.tokens), "result": "users while a run trains"})
         training(url, False)
 
 

@@ -1,8 +1,8 @@
 """Many starts at one moment, and an app that is killed: `python tests/campaigns/starts.py --starts 100`.
 
-Half as many processes with two threads each start a run, all at once: one may begin, the others are refused with a
-sentence that names it. Then every process that asked is killed, as a crashing app is; the run must be found again,
-go on, stop when it is told, and leave no process behind. Prints the figures as one JSON line.
+Half as many processes with two threads each start a run, all at once: one may start, the others are refused with a
+sentence that names it. Then every process that asked is killed, as a crashing app is; the run must still be listed,
+continue, stop on request, and leave no process behind. Prints the counts as one JSON line.
 """
 
 import argparse
@@ -18,21 +18,20 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from forking import SETTINGS, exit_code, forked, stories
+from forking import fork, small_config, wait_for_exit
 
 from deepseek.training import runs
-from deepseek.training.config import TrainConfig
 
 
 def campaign(starts: int, folder: Path) -> dict:
-    """The figures over `starts` simultaneous starts."""
-    root, data, answers = folder / "runs", stories(folder), folder / "answers"
+    """The counts over `starts` simultaneous starts."""
+    root, answers = folder / "runs", folder / "answers"
     root.mkdir()
-    at = time.time() + 1 + starts / 50
+    start_time = time.time() + 1 + starts / 50
 
-    def ask(number: int) -> None:
-        config = TrainConfig(**{**SETTINGS, "root": str(root), "name": f"run-{number}", "data": [data], "steps": 10**6})
-        time.sleep(max(0.0, at - time.time()))
+    def start(number: int) -> None:
+        config = small_config(folder, root=str(root), name=f"run-{number}", max_steps=10**6)
+        time.sleep(max(0.0, start_time - time.time()))
         try:
             answer = "started " + runs.start(config).name
         except runs.RunError as error:
@@ -41,46 +40,45 @@ def campaign(starts: int, folder: Path) -> dict:
             file.write(f"{answer}\n")
 
     def app(number: int) -> None:
-        for thread in (threads := [threading.Thread(target=ask, args=[number + i]) for i in range(2)]):
+        for thread in (threads := [threading.Thread(target=start, args=[number + i]) for i in range(2)]):
             thread.start()
         for thread in threads:
             thread.join()
         signal.pause()
 
-    apps = [forked(lambda n=number: app(n)) for number in range(0, starts, 2)]
+    small_config(folder)  # writes the data once, before the processes would do so at the same time
+    apps = [fork(lambda n=number: app(n)) for number in range(0, starts, 2)]
     while not answers.exists() or len(answers.read_text().splitlines()) < starts:
         time.sleep(0.05)
     lines = answers.read_text().splitlines()
     started = [line.removeprefix("started ") for line in lines if line.startswith("started ")]
-    refusal = f"run {started[0]!r} is in progress; one run trains at a time, stop it first."
-    figures = dict(
-        started=len(started), refused=lines.count(refusal), other=len(lines) - len(started) - lines.count(refusal)
-    )
+    refused = lines.count(f"run {started[0]!r} is in progress; one run trains at a time, stop it first.")
+    counts = dict(started=len(started), refused=refused, other_answers=len(lines) - len(started) - refused)
     for pid in apps:
         os.kill(pid, signal.SIGKILL)
-        exit_code(pid)
-    figures["processes_after_the_app"] = len(trainers(root))
+        wait_for_exit(pid)
+    counts["processes_after_the_app"] = len(trainers(root))
     step = runs.find(root, started[0]).step
-    figures["goes_on"] = until(lambda: runs.find(root, started[0]).step > step)
+    counts["continues"] = becomes_true(lambda: runs.find(root, started[0]).step > step)
     for name in started:
         runs.stop(root, name)
-    figures["stopped"] = until(lambda: runs.find(root, started[0]).state == "stopped")
-    figures["no_orphan"] = until(lambda: not trainers(root))
-    figures["folders"] = len(runs.list_runs(root))
-    return figures
+    counts["stopped"] = becomes_true(lambda: runs.find(root, started[0]).state == "stopped")
+    counts["no_orphan"] = becomes_true(lambda: not trainers(root))
+    counts["folders"] = len(runs.list_runs(root))
+    return counts
 
 
-def until(condition, seconds: float = 60) -> bool:
-    """Whether `condition()` comes true in time."""
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
+def becomes_true(condition, timeout_s: float = 60) -> bool:
+    """Whether `condition()` becomes true in time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)
     return bool(condition())
 
 
 def trainers(root: Path) -> list[int]:
     """The processes that train under `root`, by the process table."""
-    found = []
+    pids = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             try:
@@ -88,8 +86,8 @@ def trainers(root: Path) -> list[int]:
             except OSError:
                 continue
             if b"deepseek.train" in words and f"--root={root}".encode() in words:
-                found.append(int(entry.name))
-    return found
+                pids.append(int(entry.name))
+    return pids
 
 
 if __name__ == "__main__":

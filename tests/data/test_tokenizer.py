@@ -1,31 +1,32 @@
-"""Text in and out: the pieces join to the whole for any ids, and come as early as they can."""
+"""Prompts and documents in, exact incremental text out, for any ids."""
 
 import random
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from deepseek.data.tokenizer import IncrementalDetokenizer, encode_prompt, token_texts
+from deepseek.data.tokenizer import IncrementalDetokenizer, encode_document, encode_prompt, token_texts
 
-MULTI_BYTE = [
-    "plain",
-    "déjà vu, naïve",
-    "漢字とかな",
-    "👩‍👩‍👧 🦊🇩🇪",
-    "e\u0301 combining u\u0308",
-    "a\ufffdb",
-    "नमस्ते\n\tשלום",
-]
-
-
-def byte_tokenizer():
-    """A token a byte, so that any bytes can come in any order."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+RNG = random.Random(0)
+CHARACTERS = [*range(0xD800), *range(0xE000, 0x110000)]  # all but the surrogates, which no text holds alone
+TEXTS = {
+    "plain": "plain",
+    "accents": "déjà vu, naïve",
+    "CJK": "漢字とかな",
+    "emoji": "👩‍👩‍👧 🏴‍☠️ 🦊🇩🇪 ﬁ",
+    "combining": "e\u0301 combining u\u0308",
+    "replacement character": "a\ufffdb",
+    "Devanagari and Hebrew": "नमस्ते\n\tשלום",
+    "right to left": "שלום \u202eمرحبا\u202c",
+    "bytes": RNG.randbytes(2000).decode("utf-8", "replace"),
+    "latin": RNG.randbytes(2000).decode("latin-1"),
+    "all of Unicode": "".join(map(chr, RNG.choices(CHARACTERS, k=999))),
+    "control": "".join(map(chr, range(32))) + "\x7f\ufeff\u2028\r\n",
+    "spaces": "  a  b\n\n\n c \t . , ! n't ",
+    "empty": "",
+    "special": "a<|endoftext|>b",
+}
 
 
 def word_tokenizer():
@@ -36,73 +37,47 @@ def word_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
 
 
-@pytest.fixture(params=["learned", "byte", "word"])
-def any_tokenizer(request, tokenizer):
-    return {"learned": lambda: tokenizer, "byte": byte_tokenizer, "word": word_tokenizer}[request.param]()
+@pytest.fixture(params=["trained", "byte", "word"])
+def any_tokenizer(request, tokenizer, byte_tokenizer):
+    return {"trained": tokenizer, "byte": byte_tokenizer, "word": word_tokenizer()}[request.param]
 
 
 def chunks(tokenizer, ids):
-    stream = IncrementalDetokenizer(tokenizer)
-    return [*(stream.push(token) for token in ids), stream.end()]
+    detokenizer = IncrementalDetokenizer(tokenizer)
+    return [*(detokenizer.add_token(token) for token in ids), detokenizer.flush()]
 
 
 def decode(tokenizer, ids):
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def test_chunks_join_to_the_full_decode_of_any_ids(any_tokenizer):
-    draw = random.Random(0)
-    for _ in range(200):
-        ids = draw.choices(range(len(any_tokenizer)), k=draw.randint(0, 40))
-        assert "".join(chunks(any_tokenizer, ids)) == decode(any_tokenizer, ids), ids
+# Documents and prompts
 
 
-@pytest.mark.parametrize("text", MULTI_BYTE)
-def test_characters_of_several_bytes_stream_exactly(tokenizer, text):
-    for any_tokenizer in (tokenizer, byte_tokenizer()):
-        ids = any_tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert "".join(chunks(any_tokenizer, ids)) == text
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
+def test_any_text_round_trips(tokenizer, byte_tokenizer, text):
+    for any_tokenizer in (tokenizer, byte_tokenizer):
+        ids = encode_document(any_tokenizer, text)
+        assert ids[0] == 0
+        assert any_tokenizer.decode(ids[1:]) == text
+        if "<|" not in text:
+            assert "".join(chunks(any_tokenizer, ids)) == text
 
 
-def test_text_without_a_space_streams_character_by_character():
-    tokenizer = byte_tokenizer()
-    text = "abc漢字🦊x"
-    pieces = chunks(tokenizer, tokenizer(text)["input_ids"])
-    assert [piece for piece in pieces if piece] == list(text)
-    assert pieces[-1] == "", "nothing is left for the end"
-
-
-def test_bytes_that_never_become_a_character_come_out_at_the_end():
-    tokenizer = byte_tokenizer()
-    ids = tokenizer("a🦊")["input_ids"][:-1]
-    assert chunks(tokenizer, ids) == ["a", "", "", "", "\ufffd"]
-
-
-def test_token_texts_join_to_the_text(any_tokenizer):
-    draw = random.Random(1)
-    ordinary = sorted(set(range(len(any_tokenizer))) - set(any_tokenizer.all_special_ids))
-    for _ in range(100):
-        ids = draw.choices(ordinary, k=draw.randint(0, 30))
-        texts = token_texts(any_tokenizer, ids)
-        assert len(texts) == len(ids) and "".join(texts) == decode(any_tokenizer, ids)
-
-
-def test_a_special_token_stands_under_its_own_name(tokenizer):
-    ids = tokenizer("fox")["input_ids"]
-    assert token_texts(tokenizer, ids)[0] == "<|endoftext|>" and "".join(token_texts(tokenizer, ids[1:])) == "fox"
-
-
-# Prompts
+def test_a_trained_tokenizer_compresses_its_text_and_has_one_special_token(tokenizer, byte_tokenizer):
+    assert tokenizer.convert_ids_to_tokens(0) == "<|endoftext|>"
+    assert tokenizer.bos_token_id == tokenizer.eos_token_id == tokenizer.pad_token_id == 0
+    assert len(tokenizer) <= 300 and len(byte_tokenizer) == 257
+    text = "Once upon a time"
+    assert len(encode_document(tokenizer, text)) < len(encode_document(byte_tokenizer, text)) == 1 + len(text)
+    assert tokenizer("once")["input_ids"] == encode_document(tokenizer, "once")
 
 
 def test_a_prompt_is_encoded_with_the_special_tokens_of_its_tokenizer(tokenizer):
     ids = encode_prompt(tokenizer, "the fox", 50)
     assert ids[0] == tokenizer.bos_token_id and decode(tokenizer, ids) == "the fox"
     assert encode_prompt(tokenizer, "x" * 10_000, None)
-
-
-def test_ids_are_taken_as_they_are(tokenizer):
-    assert encode_prompt(tokenizer, (5, 6, 7), 4) == [5, 6, 7]
+    assert encode_prompt(tokenizer, (5, 6, 7), 4) == [5, 6, 7], "ids are used as they are"
 
 
 @pytest.mark.parametrize("prompt", ["", " ", "\n\t \u3000", []])
@@ -111,13 +86,54 @@ def test_an_empty_prompt_is_refused(tokenizer, prompt):
         encode_prompt(tokenizer, prompt, 50)
 
 
-def test_a_prompt_that_leaves_no_room_is_refused_with_both_numbers(tokenizer):
+def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers(tokenizer):
     assert len(encode_prompt(tokenizer, [5] * 49, 50)) == 49
-    with pytest.raises(ValueError, match="prompt has 50 tokens; the model reads 49 at most"):
+    with pytest.raises(
+        ValueError, match="prompt has 50 tokens; the model reads 49 at most, to leave space for a new token"
+    ):
         encode_prompt(tokenizer, [5] * 50, 50)
     with pytest.raises(ValueError, match="prompt has 1,000,000 characters; the model reads 49 "):
         encode_prompt(tokenizer, "x" * 1_000_000, 50)
+    assert len(encode_prompt(tokenizer, [5] * 50, 50, min_new_tokens=0)) == 50
+    with pytest.raises(ValueError, match="^text has 51 tokens; the model reads 50 at most.$"):
+        encode_prompt(tokenizer, [5] * 51, 50, min_new_tokens=0, name="text")
 
 
 def test_a_lone_surrogate_becomes_a_question_mark(tokenizer):
     assert decode(tokenizer, encode_prompt(tokenizer, "a\ud83eb", 50)) == "a?b"
+
+
+# Incremental decoding
+
+
+def test_chunks_join_to_the_full_decode_of_any_ids(any_tokenizer):
+    rng = random.Random(0)
+    for _ in range(200):
+        ids = rng.choices(range(len(any_tokenizer)), k=rng.randint(0, 40))
+        assert "".join(chunks(any_tokenizer, ids)) == decode(any_tokenizer, ids), ids
+
+
+def test_text_without_a_space_streams_character_by_character(byte_tokenizer):
+    text = "abc漢字🦊x"
+    pieces = chunks(byte_tokenizer, byte_tokenizer(text)["input_ids"])
+    assert [piece for piece in pieces if piece] == list(text)
+    assert pieces[-1] == "", "nothing is left for the end"
+
+
+def test_bytes_that_never_become_a_character_come_at_the_end(byte_tokenizer):
+    ids = byte_tokenizer("a🦊")["input_ids"][1:-1]
+    assert chunks(byte_tokenizer, ids) == ["a", "", "", "", "\ufffd"]
+
+
+def test_token_texts_join_to_the_text(any_tokenizer):
+    rng = random.Random(1)
+    ordinary = sorted(set(range(len(any_tokenizer))) - set(any_tokenizer.all_special_ids))
+    for _ in range(100):
+        ids = rng.choices(ordinary, k=rng.randint(0, 30))
+        texts = token_texts(any_tokenizer, ids)
+        assert len(texts) == len(ids) and "".join(texts) == decode(any_tokenizer, ids)
+
+
+def test_the_text_of_a_special_token_is_its_name(tokenizer):
+    ids = tokenizer("fox")["input_ids"]
+    assert token_texts(tokenizer, ids)[0] == "<|endoftext|>" and "".join(token_texts(tokenizer, ids[1:])) == "fox"

@@ -1,10 +1,12 @@
-"""The fast way through the weights against the model's own forward."""
+"""DecodeModel against the model's own forward."""
 
 import copy
 
 import pytest
 import torch
-from test_model import VARIANTS, assert_close, logits_of, make, randomize, tokens
+from model.test_deepseek_v3 import VARIANTS
+from small import randomized
+from tiny_model import assert_close, logits_of, make_model, random_ids
 
 from deepseek.inference.decode_model import DecodeModel, supports
 from deepseek.interpret.trace import recorded_routing
@@ -12,109 +14,111 @@ from deepseek.model.config import preset
 from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM
 from deepseek.model.mla_cache import MLACache
 
+UNSUPPORTED = {"groups", "scaled weights"}
+SUPPORTED = {name: config for name, config in VARIANTS.items() if name not in UNSUPPORTED}
 
-def decoded(model, ids, weights="model", prefill=5):
+
+@pytest.fixture(scope="module")
+def tiny():
+    return make_model()
+
+
+def decode(model, ids, weights="model", prefill=5):
     """Logits (tokens - prefill, vocabulary) after each of `ids` (1, tokens) past the first `prefill`."""
     cache = MLACache(model.config, capacity=prefill + 1)  # so that it has to grow
     if prefill:
         logits_of(model, ids[:, :prefill], past_key_values=cache)
-    decoder = DecodeModel(model, weights)
-    return torch.cat([decoder([token], [cache])[0] for token in ids[0, prefill:].tolist()])
+    decode_model = DecodeModel(model, weights)
+    return torch.cat([decode_model([token], [cache])[0] for token in ids[0, prefill:].tolist()])
 
 
-OTHERS = {"groups", "scaled weights"}  # what it does not take on
-TAKEN = {name: config for name, config in VARIANTS.items() if name not in OTHERS}
+def test_supports_names_the_models_it_can_decode(mixtral, tiny):
+    assert {name for name, config in VARIANTS.items() if not supports(DeepseekV3ForCausalLM(config))} == UNSUPPORTED
+    assert not supports(mixtral) and not supports(copy.deepcopy(tiny).half())
 
 
-def test_it_says_which_models_it_suits(mixtral):
-    assert {name for name, config in VARIANTS.items() if not supports(DeepseekV3ForCausalLM(config))} == OTHERS
-    assert not supports(mixtral) and not supports(make().half())
+@pytest.mark.parametrize("config", SUPPORTED.values(), ids=SUPPORTED.keys())
+def test_logits_are_those_of_one_forward_pass(config):
+    model, ids = randomized(DeepseekV3ForCausalLM(copy.deepcopy(config))), random_ids(1, 24)
+    assert_close(decode(model, ids), logits_of(model, ids)[0, 5:])
 
 
-@pytest.mark.parametrize("config", TAKEN.values(), ids=TAKEN.keys())
-def test_it_gives_what_one_forward_pass_gives(config):
-    model, ids = randomize(DeepseekV3ForCausalLM(copy.deepcopy(config))), tokens(1, 24)
-    assert_close(decoded(model, ids), logits_of(model, ids)[0, 5:])
+def test_an_empty_cache_needs_no_prefill(tiny):
+    ids = random_ids(1, 8)
+    assert_close(decode(tiny, ids, prefill=0), logits_of(tiny, ids)[0])
 
 
-def test_it_needs_no_prefill():
-    model, ids = make(), tokens(1, 8)
-    assert_close(decoded(model, ids, prefill=0), logits_of(model, ids)[0])
-
-
-def test_the_model_goes_on_where_it_stopped():
-    model, ids, cache = make(), tokens(1, 12), MLACache(make().config)
-    decoder = DecodeModel(model)
+def test_the_models_own_forward_continues_over_the_same_cache(tiny):
+    ids, cache, decode_model = random_ids(1, 12), MLACache(tiny.config), DecodeModel(tiny)
     for token in ids[0, :6].tolist():
-        decoder([token], [cache])
-    with torch.inference_mode():
-        rest = model(ids[:, 6:], past_key_values=cache).logits
-    assert_close(rest, logits_of(model, ids)[:, 6:])
+        decode_model([token], [cache])
+    with torch.inference_mode():  # the cache holds inference tensors now
+        logits = tiny(ids[:, 6:], past_key_values=cache).logits
+    assert_close(logits, logits_of(tiny, ids)[:, 6:])
 
 
-def test_a_bf16_model_decodes_as_closely_as_its_own_forward():
-    exact, ids = make(), tokens(1, 24)
-    rounded = copy.deepcopy(exact).bfloat16()
-    expected = logits_of(exact, ids)[0, 5:]
-    forward = (logits_of(rounded, ids)[0, 5:].float() - expected).abs().mean()
-    assert (decoded(rounded, ids) - expected).abs().mean() < 1.2 * forward
+def test_a_bf16_model_is_as_accurate_as_its_own_forward(tiny):
+    rounded, ids = copy.deepcopy(tiny).bfloat16(), random_ids(1, 24)
+    expected = logits_of(tiny, ids)[0, 5:]
+    forward_error = (logits_of(rounded, ids)[0, 5:].float() - expected).abs().mean()
+    assert (decode(rounded, ids) - expected).abs().mean() < 1.2 * forward_error
 
 
 @pytest.mark.parametrize("weights, bits", [("bf16", 8), ("int8", 7)])
-def test_rounded_weights_cost_their_rounding_and_no_more(weights, bits):
-    shape = preset(
-        "demo", num_hidden_layers=2, vocab_size=300, first_k_dense_replace=2
-    )  # no routers: they flip on a tie
-    model, ids = randomize(DeepseekV3ForCausalLM(shape)), tokens(1, 24)
-    exact, rounded = decoded(model, ids), decoded(model, ids, weights)
-    error = (rounded - exact).norm() / exact.norm()
+def test_rounded_weights_err_by_their_rounding_alone(weights, bits):
+    # Without routers, which flip on a tie.
+    config = preset("demo", num_hidden_layers=2, vocab_size=300, first_k_dense_replace=2)
+    model, ids = randomized(DeepseekV3ForCausalLM(config)), random_ids(1, 24)
+    exact = decode(model, ids)
+    error = (decode(model, ids, weights) - exact).norm() / exact.norm()
     assert 0 < error < 8 * 2**-bits
 
 
 @pytest.mark.parametrize("weights", ["model", "bf16", "int8"])
-def test_texts_that_step_together_get_what_each_gets_alone_to_the_last_bit(weights):
-    model, decoder = make(), DecodeModel(make(), weights)
-    ids = [tokens(1, 4 + 5 * row + 6)[0].tolist() for row in range(9)]
+def test_a_batch_gives_each_sequence_what_it_gets_alone_to_the_last_bit(tiny, weights):
+    decode_model = DecodeModel(tiny, weights)
+    sequences = [random_ids(1, 4 + 5 * row + 6)[0].tolist() for row in range(9)]
 
-    def caches():
-        made = [MLACache(model.config, 8) for _ in ids]  # some of them will grow
-        for row, cache in zip(ids, made):
-            logits_of(model, torch.tensor([row[:-6]]), past_key_values=cache)
-        return made
+    def prefilled_caches():
+        caches = [MLACache(tiny.config, 8) for _ in sequences]  # some of them will grow
+        for ids, cache in zip(sequences, caches):
+            logits_of(tiny, torch.tensor([ids[:-6]]), past_key_values=cache)
+        return caches
 
-    together, alone = caches(), caches()
-    for place in range(-6, 0):
-        logits, routing = decoder([row[place] for row in ids], together)
-        for r, (row, cache) in enumerate(zip(ids, alone)):
-            expected, routed = decoder([row[place]], [cache])
-            assert torch.equal(logits[r], expected[0])
-            for layer, (indices, weights_RK) in routed.items():
-                assert routing[layer][0][r].tolist() == indices[0].tolist()
-                assert routing[layer][1][r].tolist() == weights_RK[0].tolist()
+    batch_caches, single_caches = prefilled_caches(), prefilled_caches()
+    for index in range(-6, 0):
+        logits_RV, routing = decode_model([ids[index] for ids in sequences], batch_caches)
+        for row, (ids, cache) in enumerate(zip(sequences, single_caches)):
+            expected, expected_routing = decode_model([ids[index]], [cache])
+            assert torch.equal(logits_RV[row], expected[0]) and routing.keys() == expected_routing.keys()
+            for layer, (indices, weights_RK) in expected_routing.items():
+                assert routing[layer][0][row].tolist() == indices[0].tolist()
+                assert routing[layer][1][row].tolist() == weights_RK[0].tolist()
 
 
 def test_the_number_of_threads_changes_nothing():
-    shape = preset("demo", num_hidden_layers=2, vocab_size=3000)  # large enough to be shared out
-    decoder, ids = DecodeModel(randomize(DeepseekV3ForCausalLM(shape))), tokens(1, 80)[0].tolist()
-    found = []
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        cache = MLACache(shape)
-        found.append(torch.cat([decoder([token], [cache])[0] for token in ids]))
-        assert torch.get_num_threads() == threads
-    torch.set_num_threads(1)
-    assert torch.equal(*found)
+    config = preset("demo", num_hidden_layers=2, vocab_size=3000)  # large enough for two threads, as is the prompt
+    model, ids = randomized(DeepseekV3ForCausalLM(config)), random_ids(1, 120)
+    decode_model, logits = DecodeModel(model), []
+    for num_threads in (1, 2):
+        cache = MLACache(config)
+        logits_of(model, ids[:, :-4], past_key_values=cache)
+        torch.set_num_threads(num_threads)
+        logits.append(torch.cat([decode_model([token], [cache])[0] for token in ids[0, -4:].tolist()]))
+        assert torch.get_num_threads() == num_threads
+        torch.set_num_threads(1)
+    assert torch.equal(*logits)
 
 
-def test_the_experts_that_ran_are_told():
-    model, ids, cache = make(), tokens(1, 1), MLACache(make().config)
-    _, routing = DecodeModel(model)([int(ids)], [cache])
-    with recorded_routing(model) as expected:
-        logits_of(model, ids)
+def test_it_returns_the_experts_that_ran(tiny):
+    ids = random_ids(1, 1)
+    _, routing = DecodeModel(tiny)([int(ids)], [MLACache(tiny.config)])
+    with recorded_routing(tiny) as expected:
+        logits_of(tiny, ids)
     assert routing.keys() == expected.keys() == {1}
     assert sorted(routing[1][0][0].tolist()) == sorted(expected[1][1][0].tolist())
 
 
-def test_unknown_weights_are_refused():
+def test_unknown_weights_are_refused(tiny):
     with pytest.raises(ValueError, match="weights is 'int4'"):
-        DecodeModel(make(), "int4")
+        DecodeModel(tiny, "int4")

@@ -1,98 +1,91 @@
-"""A generation's file repeats it, and only with the same weights."""
+"""The record of a generation repeats it, and only with the same weights."""
 
 import hashlib
 import json
 import shutil
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
 
 from deepseek import SamplingParams, TokenTrace, load, stream
-from deepseek.inference import generation_record
-
-
-@pytest.fixture
-def saved(checkpoint, tmp_path):
-    folder = shutil.copytree(checkpoint, tmp_path / "copy")
-    return folder, *load(folder, torch.float32)
-
+from deepseek.inference.generation_record import make_record, parse_record, replay
 
 SETTINGS = SamplingParams(
     temperature=1.2, top_k=40, penalty_scope="all", presence_penalty=0.5, seed=5, max_new_tokens=24
 )
 
 
-@pytest.mark.parametrize("forced", [{}, {3: 17}, {3: 17, 9: 4}])
-def test_a_record_repeats_token_for_token(saved, forced):
-    _, model, tokenizer = saved
-    tokens = list(stream(model, tokenizer, "Once upon", SETTINGS, forced))
-    made = generation_record.parse_record(
-        json.dumps(generation_record.make_record(model, "Once upon", SETTINGS, tokens, forced))
-    )
-    again = list(generation_record.replay(made, model, tokenizer))
-    assert [same for _, same in again] == [True] * len(tokens)
-    assert made["text"] == "".join(token.text for token, _ in again)
-    assert all(tokens[place].id == token for place, token in forced.items())
+@pytest.fixture(scope="module")
+def loaded(checkpoint):
+    return load(checkpoint, torch.float32)
 
 
-def test_a_changed_record_is_noticed(saved):
-    _, model, tokenizer = saved
-    made = generation_record.make_record(
-        model, "Once upon", SETTINGS, list(stream(model, tokenizer, "Once upon", SETTINGS)), {}
-    )
-    made["tokens"][5]["id"] += 1
-    assert [same for _, same in generation_record.replay(made, model, tokenizer)].index(False) == 5
+@pytest.fixture(scope="module")
+def recorded(loaded):
+    """Returns (tokens, record as JSON) for some forced tokens."""
+
+    def record(forced_tokens=None):
+        model, tokenizer = loaded
+        tokens = list(stream(model, tokenizer, "Once upon", SETTINGS, forced_tokens))
+        return tokens, json.dumps(make_record(model, "Once upon", SETTINGS, tokens, forced_tokens or {}))
+
+    return record
 
 
-def test_a_record_that_is_longer_than_its_text_is_not_repeated_whole(saved):
-    _, model, tokenizer = saved
-    made = generation_record.make_record(
-        model, "Once upon", SETTINGS, list(stream(model, tokenizer, "Once upon", SETTINGS)), {}
-    )
-    made["params"]["max_new_tokens"] = 9
-    assert [same for _, same in generation_record.replay(made, model, tokenizer)] == [True] * 9
+@pytest.mark.parametrize("forced_tokens", [{}, {3: 17}, {3: 17, 9: 4}])
+def test_a_record_repeats_token_for_token(loaded, recorded, forced_tokens):
+    tokens, text = recorded(forced_tokens)
+    record = parse_record(text)
+    repeated = list(replay(record, *loaded))
+    assert [same for _, same in repeated] == [True] * len(tokens)
+    assert record["text"] == "".join(token.text for token, _ in repeated)
+    assert all(tokens[index].id == token for index, token in forced_tokens.items())
 
 
-def test_a_record_holds_everything(saved):
-    folder, model, tokenizer = saved
-    tokens = list(stream(model, tokenizer, "Once upon", SETTINGS, {3: 17}))
-    made = json.loads(json.dumps(generation_record.make_record(model, "Once upon", SETTINGS, tokens, {3: 17})))
-    assert made["prompt"] == "Once upon" and made["forced"] == {"3": 17}
-    assert made["params"] == json.loads(json.dumps(asdict(SETTINGS))) and made["params"]["seed"] == 5
-    weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    assert made["checkpoint"]["sha256"] == hashlib.sha256(weights.encode()).hexdigest()
-    assert made["checkpoint"]["name"] == str(folder) and made["checkpoint"]["dtype"] == "float32"
-    assert made["versions"]["torch"] == torch.__version__ and {"python", "transformers", "tokenizers"} < set(
-        made["versions"]
-    )
-    assert len(made["tokens"]) == 24
-    for kept, token in zip(made["tokens"], tokens):
-        assert kept == json.loads(json.dumps(token.as_dict())) and set(kept) == set(TokenTrace.__dataclass_fields__)
+def test_a_changed_record_is_noticed(loaded, recorded):
+    record = json.loads(recorded()[1])
+    record["tokens"][5]["id"] += 1
+    assert [same for _, same in replay(record, *loaded)].index(False) == 5
 
 
-def test_other_weights_are_refused(saved):
-    folder, model, tokenizer = saved
-    made = generation_record.make_record(
-        model, "Once upon", SETTINGS, list(stream(model, tokenizer, "Once upon", SETTINGS)), {}
-    )
+def test_a_record_longer_than_its_output_ends_early(loaded, recorded):
+    record = json.loads(recorded()[1])
+    record["params"]["max_new_tokens"] = 9
+    assert [same for _, same in replay(record, *loaded)] == [True] * 9
+
+
+def test_a_record_holds_everything(checkpoint, recorded):
+    tokens, text = recorded({3: 17})
+    record = json.loads(text)
+    assert record["prompt"] == "Once upon" and record["forced"] == {"3": 17} and record["format"] == 1
+    assert record["params"] == json.loads(json.dumps(asdict(SETTINGS))) and record["params"]["seed"] == 5
+    weights = hashlib.sha256((Path(checkpoint) / "model.safetensors").read_bytes()).hexdigest()
+    assert record["checkpoint"] == {
+        "name": checkpoint, "sha256": hashlib.sha256(weights.encode()).hexdigest(), "dtype": "float32",
+    }  # fmt: skip
+    assert record["versions"].keys() == {"python", "torch", "transformers", "tokenizers"}
+    assert record["versions"]["torch"] == torch.__version__ and len(record["tokens"]) == 24
+    for fields, token in zip(record["tokens"], tokens):
+        assert fields == json.loads(json.dumps(token.as_dict())) and set(fields) == set(TokenTrace.__dataclass_fields__)
+
+
+def test_other_weights_are_refused(checkpoint, recorded, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    model, tokenizer = load(folder, torch.float32)
     model.model.norm.weight.data += 0.1
     model.save_pretrained(folder)
     with pytest.raises(ValueError, match="other weights"):
-        next(generation_record.replay(made, model, tokenizer))
+        next(replay(json.loads(recorded()[1]), model, tokenizer))
 
 
-@pytest.mark.parametrize(
-    "where, value", [("prompt", 5), ("name", None), ("sha256", 7), ("dtype", "save"), ("dtype", [])]
-)
-def test_a_damaged_record_is_refused_in_a_sentence(saved, where, value):
-    _, model, tokenizer = saved
-    made = generation_record.make_record(
-        model, "Once upon", SETTINGS, list(stream(model, tokenizer, "Once upon", SETTINGS)), {}
-    )
-    (made if where in made else made["checkpoint"])[where] = value
+@pytest.mark.parametrize("key, value", [("prompt", 5), ("name", None), ("sha256", 7), ("dtype", "save"), ("dtype", [])])
+def test_a_damaged_record_is_refused_in_a_sentence(recorded, key, value):
+    record = json.loads(recorded()[1])
+    (record if key in record else record["checkpoint"])[key] = value
     with pytest.raises(ValueError, match=r"not the record of a generation\."):
-        generation_record.parse_record(json.dumps(made))
+        parse_record(json.dumps(record))
 
 
 @pytest.mark.parametrize(
@@ -100,4 +93,4 @@ def test_a_damaged_record_is_refused_in_a_sentence(saved, where, value):
 )
 def test_anything_else_is_refused_in_a_sentence(text):
     with pytest.raises(ValueError, match=r"not the record of a generation\.|it must be|this version reads"):
-        generation_record.parse_record(text)
+        parse_record(text)

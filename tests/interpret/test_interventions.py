@@ -1,11 +1,11 @@
-"""Experts switched off and forced: against the routers' own choice with an expert masked, on six families."""
+"""Experts ablated and forced, against the routers' own choice with an expert masked, on six families."""
 
 import copy
 import threading
 
 import pytest
 import torch
-from test_trace import families
+from small import families
 from transformers import AutoModelForCausalLM
 
 from deepseek import SamplingParams, stream, trace
@@ -36,17 +36,17 @@ def logits(model, ids):
     return model(torch.tensor([ids]), use_cache=False).logits
 
 
-def layer_input(model, layer, ids, changes=()):
-    """What the router of a layer reads, and its answer."""
-    kept = []
-    hook = routers(model)[layer].register_forward_hook(lambda _, inputs, output: kept.append((inputs[0], output)))
-    with intervened(model, changes):
+def router_call(model, layer, ids, interventions=()):
+    """The input of a layer's router, and its output."""
+    calls = []
+    hook = routers(model)[layer].register_forward_hook(lambda _, inputs, output: calls.append((inputs[0], output)))
+    with intervened(model, interventions):
         logits(model, ids)
     hook.remove()
-    return kept[0]
+    return calls[0]
 
 
-def test_nothing_changed_is_bitwise_the_same(mixture, tokenizer):
+def test_no_intervention_is_bitwise_the_same(mixture, tokenizer):
     ids = tokenizer(TEXT)["input_ids"]
     before = logits(mixture, ids)
     with intervened(mixture, []):
@@ -59,11 +59,11 @@ def test_nothing_changed_is_bitwise_the_same(mixture, tokenizer):
 
 
 def expected(router, logits_TE, weights, indices, expert, action):
-    """By loops over tokens: what the definition gives."""
+    """The definition, token by token: [{expert: weight}]."""
     sigmoid = hasattr(router, "e_score_correction_bias")
     scores = logits_TE.float().sigmoid() if sigmoid else logits_TE.float().softmax(-1)
     rank = scores + router.e_score_correction_bias if sigmoid else scores
-    answer = []
+    result = []
     for token in range(len(indices)):
         chosen = indices[token].tolist()
         total = float(weights[token].sum())
@@ -73,11 +73,11 @@ def expected(router, logits_TE, weights, indices, expert, action):
         elif action == "force" and expert not in chosen:
             chosen[chosen.index(min(chosen, key=lambda e: float(rank[token, e])))] = expert
         else:
-            answer.append({e: float(w) for e, w in zip(chosen, weights[token])})
+            result.append({e: float(w) for e, w in zip(chosen, weights[token])})
             continue
         whole = sum(float(scores[token, e]) for e in chosen)
-        answer.append({e: total * float(scores[token, e]) / whole for e in chosen})
-    return answer
+        result.append({e: total * float(scores[token, e]) / whole for e in chosen})
+    return result
 
 
 @pytest.mark.parametrize("action", ["off", "force"])
@@ -85,12 +85,12 @@ def test_the_choice_is_the_definition_and_is_what_is_recorded(mixture, tokenizer
     ids = tokenizer(TEXT)["input_ids"]
     layer = max(routers(mixture))
     trace(mixture, tokenizer, ids)  # the recording hooks come first, and still see the changed choice
-    _, before = layer_input(mixture, layer, ids)
+    _, before = router_call(mixture, layer, ids)
     for expert in range(before[0].shape[-1]):
         with intervened(mixture, [Intervention(expert, action, layer)]):
             routing = trace(mixture, tokenizer, ids).routing[-1]
-        wanted = expected(routers(mixture)[layer], *before, expert, action)
-        for weights, indices, want in zip(routing.weights, routing.indices, wanted):
+        expected_TK = expected(routers(mixture)[layer], *before, expert, action)
+        for weights, indices, want in zip(routing.weights, routing.indices, expected_TK):
             assert dict(zip(indices.tolist(), weights.tolist())) == pytest.approx(want, rel=1e-4)
         assert (routing.indices == expert).any(-1).float().mean() == (0 if action == "off" else 1)
 
@@ -107,8 +107,8 @@ def test_off_is_the_routers_own_choice_with_that_expert_masked(name, tokenizer):
     with torch.no_grad():
         router.weight.normal_(0, 0.5)
     ids = tokenizer(TEXT)["input_ids"][1:]  # the first one's embedding is 0: all scores are the same
-    _, (raw, _, before) = layer_input(mixture, layer, ids)
-    _, (_, weights, indices) = layer_input(mixture, layer, ids, [Intervention(2, "off", layer)])
+    _, (raw, _, before) = router_call(mixture, layer, ids)
+    _, (_, weights, indices) = router_call(mixture, layer, ids, [Intervention(2, "off", layer)])
     masked = raw.float().clone()
     masked[:, 2] = -torch.inf
     scores = masked.sigmoid() if name == "deepseek_v3" else masked.softmax(-1)
@@ -134,68 +134,68 @@ def test_at_every_layer_and_several_at_once(model, tokenizer):
 
 
 def test_interventions_at_once_never_mix(model, tokenizer):
-    """Eight threads, each with another expert off or none, generating on a model that nobody has used before."""
+    """Eight threads, each with another expert off or none, on a model that was never used."""
     shared = copy.deepcopy(model)
     params = SamplingParams(seed=3, max_new_tokens=12)
     plans = [[]] + [[Intervention(expert, "off")] for expert in range(7)]
-    found, together = [None] * 8, threading.Barrier(8)
+    samples, barrier = [None] * 8, threading.Barrier(8)
 
     def work(index):
-        together.wait()
-        found[index] = list(stream(shared, tokenizer, TEXT, params, interventions=plans[index]))
+        barrier.wait()
+        samples[index] = list(stream(shared, tokenizer, TEXT, params, interventions=plans[index]))
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(8)]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
-    for index, tokens in enumerate(found):
+    for index, tokens in enumerate(samples):
         alone = list(stream(model, tokenizer, TEXT, params, interventions=plans[index]))
         assert [token.id for token in tokens] == [token.id for token in alone]
         used = {e for token in tokens for to in token.experts.values() for e, _ in to}
         assert index == 0 or index - 1 not in used
-    assert [t.id for t in found[0]] == [t.id for t in stream(model, tokenizer, TEXT, params)]
-    assert len({tuple(token.id for token in tokens) for tokens in found}) > 1
+    assert [t.id for t in samples[0]] == [t.id for t in stream(model, tokenizer, TEXT, params)]
+    assert len({tuple(token.id for token in tokens) for tokens in samples}) > 1
 
 
-def test_two_texts_step_by_step_in_one_thread(model, tokenizer):
+def test_two_requests_in_turn_in_one_thread(model, tokenizer):
     params = SamplingParams(temperature=0, max_new_tokens=10)
     plain = [token.id for token in stream(model, tokenizer, TEXT, params)]
     changed = [token.id for token in stream(model, tokenizer, TEXT, params, interventions=[Intervention(1, "force")])]
-    texts = [stream(model, tokenizer, TEXT, params, interventions=these) for these in ([], [Intervention(1, "force")])]
-    pairs = zip(*texts)
-    one, other = zip(*[(a.id, b.id) for a, b in pairs])
-    assert list(one) == plain and list(other) == changed and plain != changed
+    streams = [stream(model, tokenizer, TEXT, params, interventions=each) for each in ([], [Intervention(1, "force")])]
+    pairs = zip(*streams)
+    ids_a, ids_b = zip(*[(a.id, b.id) for a, b in pairs])
+    assert list(ids_a) == plain and list(ids_b) == changed and plain != changed
 
 
-def test_a_text_changed_as_it_is_decoded_is_the_changed_model_s_own(model, tokenizer):
-    """The decoder ranks experts by `biases`; the model's own forward has its routers' answers replaced."""
+def test_decoding_under_interventions_is_the_forward_pass_under_them(model, tokenizer):
+    """The decoder adds `router_biases`; the model's own forward has its routers' outputs replaced."""
     changes = [Intervention(1, "off"), Intervention(2, "force", 1), Intervention(5, "off", 2)]
     tokens = list(
         stream(model, tokenizer, TEXT, SamplingParams(temperature=0, max_new_tokens=12), interventions=changes)
     )
     ids = tokenizer(TEXT)["input_ids"] + [token.id for token in tokens]
     with intervened(model, changes):
-        seen = trace(model, tokenizer, ids)
-    choices = seen.lens().choices[-1]
+        traced = trace(model, tokenizer, ids)
+    choices = traced.lens().choices[-1]
     assert choices[-len(tokens) - 1 : -1].tolist() == [token.id for token in tokens]
-    for layer in seen.routing:
+    for layer in traced.routing:
         ours = [token.experts[layer.layer] for token in tokens]
         assert [[e for e, _ in chosen] for chosen in ours] == layer.indices[-len(tokens) :].tolist()
         weights = torch.tensor([[w for _, w in chosen] for chosen in ours])
         assert torch.allclose(weights, layer.weights[-len(tokens) :], atol=1e-5)
 
 
-def test_loss_changes_are_the_differences_of_two_passes(model, tokenizer):
-    found = {(layer, expert): change for layer, expert, change in ablation_effects(model, tokenizer, TEXT)}
-    assert set(found) == {(layer, expert) for layer in (1, 2) for expert in range(8)}
+def test_ablation_effects_are_the_differences_of_two_passes(model, tokenizer):
+    effects = {(layer, expert): effect for layer, expert, effect in ablation_effects(model, tokenizer, TEXT)}
+    assert set(effects) == {(layer, expert) for layer in (1, 2) for expert in range(8)}
 
-    def nats():
+    def loss():
         return -torch.tensor(trace(model, tokenizer, TEXT).probabilities[1:]).log().mean().item()
 
-    untouched = nats()
-    for (layer, expert), change in found.items():
+    baseline = loss()
+    for (layer, expert), effect in effects.items():
         with intervened(model, [Intervention(expert, "off", layer)]):
-            assert change == pytest.approx(nats() - untouched, abs=2e-5)
-    assert any(abs(change) > 1e-3 for change in found.values())
+            assert effect == pytest.approx(loss() - baseline, abs=2e-5)
+    assert any(abs(effect) > 1e-3 for effect in effects.values())
     assert {layer for layer, *_ in ablation_effects(model, tokenizer, TEXT, [2])} == {2}
 
 
@@ -215,12 +215,12 @@ def test_loss_changes_are_the_differences_of_two_passes(model, tokenizer):
         ([Intervention(e, "force") for e in range(3)], "layer 1 has 0 experts off and 3 forced"),
     ],
 )
-def test_what_cannot_be_done_is_refused(model, changes, refusal):
+def test_an_impossible_intervention_is_refused(model, changes, refusal):
     with pytest.raises(ValueError, match=f"^{refusal}"), intervened(model, changes):
         raise AssertionError
 
 
-def test_a_dense_model_has_nothing_to_change(llama, tokenizer):
+def test_a_dense_model_has_no_interventions(llama, tokenizer):
     with pytest.raises(ValueError, match="this model has no experts"), intervened(llama, [Intervention(0, "off")]):
         raise AssertionError
     assert list(ablation_effects(llama, tokenizer, TEXT)) == []

@@ -1,4 +1,4 @@
-"""Figures of routing against counts made by hand, token by token."""
+"""Routing statistics against counts in plain Python, token by token."""
 
 import math
 from collections import Counter
@@ -15,7 +15,7 @@ TEXT = "Once upon a time a fox 🦊 ran over the hill, and the fox saw a hill. "
 
 
 @pytest.fixture(scope="module")
-def seen(model, tokenizer):
+def traced(model, tokenizer):
     return trace(model, tokenizer, TEXT)
 
 
@@ -24,37 +24,35 @@ def layer_of(indices, experts):
     return Routing(0, experts, indices, torch.ones(indices.shape), torch.ones(len(indices), experts))
 
 
-def test_soft_kl_is_the_training_loss_of_our_model(model, seen):
+def test_soft_kl_is_the_training_loss_of_our_model(model, traced):
     with torch.no_grad():
-        output = model(torch.tensor([seen.ids]), output_router_logits=True)
-    found = [routing_stats.soft_kl(layer) for layer in seen.routing]
-    assert found == pytest.approx(
-        [float(load_balancing.kl_to_uniform(logits)) for logits in output.router_logits], abs=1e-6
-    )
-    assert sum(found) / len(found) == pytest.approx(
-        float(load_balancing.load_balancing_loss(output.router_logits)), abs=1e-6
-    )
+        output = model(torch.tensor([traced.ids]), output_router_logits=True)
+    kl = [routing_stats.soft_kl(layer) for layer in traced.routing]
+    expected = [float(load_balancing.kl_to_uniform(logits)) for logits in output.router_logits]
+    assert kl == pytest.approx(expected, abs=1e-6)
+    loss = float(load_balancing.load_balancing_loss(output.router_logits))
+    assert sum(kl) / len(kl) == pytest.approx(loss, abs=1e-6)
 
 
 def test_soft_kl_of_a_softmax_router(mixtral, tokenizer):
-    seen = trace(mixtral, tokenizer, "Once upon a time")
+    traced = trace(mixtral, tokenizer, "Once upon a time")
     with torch.no_grad():
-        output = mixtral(torch.tensor([seen.ids]), output_router_logits=True)
-    for layer, logits in zip(seen.routing, output.router_logits):
+        output = mixtral(torch.tensor([traced.ids]), output_router_logits=True)
+    for layer, logits in zip(traced.routing, output.router_logits):
         mean = [float(p) for p in logits.softmax(-1).mean(0)]
         assert routing_stats.soft_kl(layer) == pytest.approx(sum(p * math.log(4 * p) for p in mean), abs=1e-6)
 
 
-def test_a_long_text_is_read_in_windows(model, tokenizer):
+def test_a_long_text_is_traced_in_windows(model, tokenizer):
     text = TEXT * 8
-    told = []
-    reading = routing_stats.trace_long_text(model, tokenizer, text, told.append)
+    progress = []
+    long_trace = routing_stats.trace_long_text(model, tokenizer, text, progress.append)
     ids = tokenizer(text)["input_ids"]
-    assert len(ids) > 2 * 256 and told == [start / len(ids) for start in range(0, len(ids), 256)]
-    assert "".join(reading.tokens) == "<|endoftext|>" + text and len(reading.tokens) == len(ids)
+    assert len(ids) > 2 * 256 and progress == [start / len(ids) for start in range(0, len(ids), 256)]
+    assert "".join(long_trace.tokens) == "<|endoftext|>" + text and len(long_trace.tokens) == len(ids)
     middle = trace(model, tokenizer, ids[256:512])
-    for whole, window in zip(reading.routing, middle.routing):
-        assert whole.layer == window.layer and whole.experts == window.experts == 8
+    for whole, window in zip(long_trace.routing, middle.routing):
+        assert whole.layer == window.layer and whole.num_experts == window.num_experts == 8
         assert torch.equal(whole.indices[256:512], window.indices)
         assert torch.equal(whole.weights[256:512], window.weights) and len(whole.scores) == len(ids)
 
@@ -66,22 +64,22 @@ def test_too_long_and_empty_texts_are_refused(model, tokenizer):
         routing_stats.trace_long_text(model, tokenizer, " ")
 
 
-def test_a_dense_model_reads_without_routing(llama, tokenizer):
-    reading = routing_stats.trace_long_text(llama, tokenizer, TEXT)
-    assert reading.routing == [] and len(reading.tokens) == len(tokenizer(TEXT)["input_ids"])
+def test_a_dense_model_has_no_routing(llama, tokenizer):
+    long_trace = routing_stats.trace_long_text(llama, tokenizer, TEXT)
+    assert long_trace.routing == [] and len(long_trace.tokens) == len(tokenizer(TEXT)["input_ids"])
 
 
-def test_favourites_are_what_each_expert_took_most(seen):
-    layer = seen.routing[1]
-    for expert, found in enumerate(routing_stats.vocabulary_specialization(seen.tokens, layer, most=3)):
-        mine = Counter(token for token, chosen in zip(seen.tokens, layer.indices.tolist()) if expert in chosen)
-        assert [times for _, times, _ in found] == sorted(mine.values(), reverse=True)[:3]
-        for token, times, total in found:
-            assert times == mine[token] and total == seen.tokens.count(token)
+def test_vocabulary_specialization_counts_the_tokens_of_each_expert(traced):
+    layer = traced.routing[1]
+    for expert, top in enumerate(routing_stats.vocabulary_specialization(traced.tokens, layer, top=3)):
+        mine = Counter(token for token, chosen in zip(traced.tokens, layer.indices.tolist()) if expert in chosen)
+        assert [times for _, times, _ in top] == sorted(mine.values(), reverse=True)[:3]
+        for token, times, total in top:
+            assert times == mine[token] and total == traced.tokens.count(token)
 
 
-def test_co_firing_against_loops(seen):
-    layer = seen.routing[0]
+def test_co_activation_against_loops(traced):
+    layer = traced.routing[0]
     ratio = routing_stats.co_activation(layer)
     chosen = layer.indices.tolist()
     load = [sum(e in row for row in chosen) for e in range(8)]
@@ -96,44 +94,39 @@ def test_co_firing_against_loops(seen):
     assert ratio.diagonal().isnan().all()
 
 
-def test_co_firing_of_even_pairs_is_one():
+def test_co_activation_of_even_pairs_is_one():
     every = [[i, j] for i in range(5) for j in range(5) if i < j]
     ratio = routing_stats.co_activation(layer_of(every, 5))
     assert torch.allclose(ratio[~ratio.isnan()], torch.ones(20))
     assert routing_stats.co_activation(layer_of([[0], [1]], 2)).isnan().all()
 
 
-def test_flow_counts_first_experts(seen):
-    steps = routing_stats.transitions(seen.routing)
-    one, other = (layer.indices[:, 0].tolist() for layer in seen.routing)
-    assert {(e, f): n for _, e, f, n in steps} == dict(Counter(zip(one, other)))
-    assert {i for i, *_ in steps} == {0} and sum(n for *_, n in steps) == len(seen.tokens)
+def test_transitions_count_top_experts(traced):
+    counts = routing_stats.transitions(traced.routing)
+    first, second = (layer.indices[:, 0].tolist() for layer in traced.routing)
+    assert {(e, f): n for _, e, f, n in counts} == dict(Counter(zip(first, second)))
+    assert {i for i, *_ in counts} == {0} and sum(n for *_, n in counts) == len(traced.tokens)
 
 
 @pytest.mark.parametrize(
-    "one, other, bits",
+    "a, b, bits",
     [([1, 1], [2, 2], 0.0), ([5, 0], [0, 3], 1.0), ([1, 0, 0], [1, 1, 0], 0.311278), ([0, 0], [0, 0], 0.0)],
 )
-def test_divergence_in_bits(one, other, bits):
-    found = routing_stats.js_divergence(torch.tensor(one), torch.tensor(other))
-    assert found == pytest.approx(bits, abs=1e-6) == routing_stats.js_divergence(torch.tensor(other), torch.tensor(one))
+def test_js_divergence_in_bits(a, b, bits):
+    a, b = torch.tensor(a), torch.tensor(b)
+    assert routing_stats.js_divergence(a, b) == pytest.approx(bits, abs=1e-6) == routing_stats.js_divergence(b, a)
 
 
-def test_chance_is_what_deals_of_the_same_tokens_give():
-    """Texts of one kind differ by chance alone; of two kinds by more; and chance shrinks with length."""
+def test_texts_of_one_domain_are_near_the_permutation_baseline_and_of_two_domains_far_above():
     generator = torch.Generator().manual_seed(1)
 
     def text(length, low):
         return [layer_of(torch.randint(low, low + 4, (length, 1), generator=generator).tolist(), 8)]
 
-    alike, apart = (text(200, 0), text(200, 0)), (text(200, 0), text(200, 4))
-    assert routing_stats.layer_divergences(*alike)[0] < 4 * routing_stats.permutation_baseline(*alike)[0]
-    assert (
-        routing_stats.layer_divergences(*apart) == [pytest.approx(1.0)]
-        and routing_stats.permutation_baseline(*apart)[0] < 0.05
-    )
-    assert (
-        routing_stats.permutation_baseline(text(2000, 0), text(2000, 0))[0]
-        < routing_stats.permutation_baseline(*alike)[0] / 4
-    )
-    assert routing_stats.permutation_baseline(*alike) == routing_stats.permutation_baseline(*alike)
+    same, different, longer = (text(200, 0), text(200, 0)), (text(200, 0), text(200, 4)), (text(2000, 0), text(2000, 0))
+    (baseline,) = routing_stats.permutation_baseline(*same)
+    assert routing_stats.layer_divergences(*same)[0] < 4 * baseline
+    assert routing_stats.layer_divergences(*different) == [pytest.approx(1.0)]
+    assert routing_stats.permutation_baseline(*different)[0] < 0.05
+    assert routing_stats.permutation_baseline(*longer)[0] < baseline / 4, "it shrinks with length"
+    assert routing_stats.permutation_baseline(*same) == [baseline], "the permutations come from a fixed seed"

@@ -1,84 +1,58 @@
-"""The compiled loops against NumPy and torch, and against themselves in other company."""
+"""Matrix products against the NumPy reference, and a row against itself in batches and on several threads."""
 
 import numpy as np
 import pytest
-import torch
 
-from deepseek.inference.packed_linear import PackedLinear
-from deepseek.kernels import ops
+from deepseek.kernels import gemm, reference
 
-KINDS = ["float32", "bfloat16", "int8"]
+every_dtype = pytest.mark.parametrize("dtype", [np.float32, np.uint16, np.int8])
 
 
-def product(kind, rows, columns, texts, seed=0):
-    """(a Product whose matrix is kept as `kind`, the same matrix in float64, x)."""
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.empty(rows, columns).normal_(generator=generator)
-    x = torch.empty(texts, columns).normal_(generator=generator).numpy()
-    if kind == "int8":
-        made = PackedLinear("int8", weight)
-        return made, made.matrix[0].astype(np.float64) * made.scale[0][:, None], x
-    weight = weight.bfloat16().float() if kind == "bfloat16" else weight
-    made = PackedLinear("model", weight)
-    assert made.matrix.dtype == (np.uint16 if kind == "bfloat16" else np.float32)
-    return made, weight.double().numpy(), x
+def random_matrices(dtype, *shape, seed=0):
+    """(matrices (E, N, K) as stored in `dtype`, scales (E, N))."""
+    generator = np.random.default_rng(seed)
+    w_ENK = generator.standard_normal(shape).astype(np.float32)
+    if dtype == np.int8:
+        return generator.integers(-127, 128, shape, np.int8), generator.uniform(0.01, 0.02, shape[:2]).astype(
+            np.float32
+        )
+    stored = (w_ENK.view(np.uint32) >> 16).astype(np.uint16) if dtype == np.uint16 else w_ENK
+    return stored, np.ones(shape[:2], np.float32)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("rows, columns, texts", [(64, 96, 1), (67, 33, 5), (3, 7, 9), (128, 64, 4), (1, 1, 1)])
-def test_a_product_is_the_product(kind, rows, columns, texts):
-    made, matrix, x = product(kind, rows, columns, texts)
-    assert np.abs(made(x, threads=1) - x @ matrix.T).max() < 1e-4
+def random_rows(rows, columns):
+    return np.random.default_rng(1).standard_normal((rows, columns)).astype(np.float32)
 
 
-def test_rows_may_have_matrices_of_their_own():
-    weight, x = torch.randn(4, 10, 24), np.random.randn(7, 24).astype(np.float32)
+@every_dtype
+@pytest.mark.parametrize("n, k, rows", [(64, 96, 1), (67, 33, 5), (3, 7, 9), (128, 64, 4), (1, 1, 1), (520, 200, 23)])
+def test_a_product_equals_the_reference(dtype, n, k, rows):
+    (w_ENK, scale_EN), x_RK, ends = random_matrices(dtype, 1, n, k), random_rows(rows, k), np.array([rows])
+    expected = reference.grouped_gemm(w_ENK, scale_EN, x_RK, ends)
+    for num_threads in (1, 2):
+        np.testing.assert_allclose(gemm.grouped_gemm(w_ENK, scale_EN, x_RK, ends, num_threads), expected, atol=2e-4)
+
+
+@every_dtype
+def test_each_group_of_rows_has_its_own_matrix(dtype):
+    (w_ENK, scale_EN), x_RK = random_matrices(dtype, 4, 10, 24), random_rows(7, 24)
     ends = np.array([2, 2, 6, 7])  # the second has no rows
-    found = PackedLinear("model", weight)(x, 1, ends)
-    for matrix, start, end in zip(weight.numpy(), [0, 2, 2, 6], ends):
-        assert np.abs(found[start:end] - x[start:end] @ matrix.T).max(initial=0) < 1e-4
+    expected = reference.grouped_gemm(w_ENK, scale_EN, x_RK, ends)
+    np.testing.assert_allclose(gemm.grouped_gemm(w_ENK, scale_EN, x_RK, ends, 1), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_row_is_the_same_to_the_last_bit_in_any_company_and_on_any_number_of_threads(kind):
-    made, _, x = product(kind, 1030, 200, 11)
-    alone = np.concatenate([made(x[r : r + 1], threads=1) for r in range(11)])
-    for threads in (1, 2, 3):
-        for count in (1, 2, 3, 4, 7, 8, 11):
-            assert np.array_equal(made(x[:count], threads), alone[:count])
+@every_dtype
+def test_a_row_is_bit_identical_in_any_batch_and_on_any_number_of_threads(dtype):
+    (w_ENK, scale_EN), x_RK = random_matrices(dtype, 1, 1030, 200), random_rows(11, 200)
+    alone = np.concatenate([gemm.grouped_gemm(w_ENK, scale_EN, x_RK[r : r + 1], np.array([1]), 1) for r in range(11)])
+    for num_threads in (1, 2, 3):
+        for rows in (1, 2, 3, 4, 7, 8, 11):
+            batch = gemm.grouped_gemm(w_ENK, scale_EN, x_RK[:rows], np.array([rows]), num_threads)
+            assert np.array_equal(batch, alone[:rows])
 
 
-def test_int8_keeps_every_row_within_half_a_step():
-    weight = torch.randn(300, 128)
-    made, step = PackedLinear("int8", weight), weight.abs().amax(1) / 127
-    restored = torch.from_numpy(made.matrix[0]) * torch.from_numpy(made.scale[0])[:, None]
-    assert ((restored - weight).abs() <= step[:, None] * 0.5001).all()
-
-
-def test_the_norm_is_torch_s():
-    x, weight = torch.randn(3, 70), torch.randn(64)
-    expected = torch.nn.functional.rms_norm(x[:, :64], (64,), weight, 1e-6)
-    assert torch.allclose(torch.from_numpy(ops.rms_norm(x.numpy(), 0, weight.numpy(), 1e-6)), expected, atol=1e-6)
-
-
-def test_the_gate_is_torch_s_from_end_to_end_of_its_range():
-    gate, up = torch.linspace(-200, 200, 1001)[None], torch.randn(1, 1001)
-    found = torch.from_numpy(ops.silu_and_mul(torch.cat([gate, up], 1).numpy()))
-    assert torch.allclose(found, torch.nn.functional.silu(gate) * up, rtol=1e-5, atol=1e-30)
-
-
-def test_routing_chooses_by_rank_and_weighs_by_score():
-    logits, bias = torch.randn(50, 8), torch.randn(50, 8)
-    bias[0, 3], bias[1, 4] = torch.inf, -torch.inf
-    indices, weights = ops.topk_route(logits.numpy(), bias.numpy(), 2, 2.5)
-    scores = logits.sigmoid()
-    expected = (scores + bias).topk(2, -1).indices
-    assert indices.tolist() == expected.tolist() and indices[0, 0] == 3 and 4 not in indices[1]
-    kept = scores.gather(1, expected)
-    assert torch.allclose(torch.from_numpy(weights), 2.5 * kept / kept.sum(-1, keepdim=True), atol=1e-6)
-
-
-def test_a_number_that_is_not_one_stays_visible():
-    made, _, x = product("float32", 8, 16, 1)
-    x[0, 3] = np.nan
-    assert np.isnan(made(x, threads=1)).all() and np.isnan(ops.rms_norm(x, 0, np.ones(16, np.float32), 1e-6)).all()
+def test_nan_propagates():
+    w_ENK, scale_EN = random_matrices(np.float32, 1, 8, 16)
+    x_RK = random_rows(1, 16)
+    x_RK[0, 3] = np.nan
+    assert np.isnan(gemm.grouped_gemm(w_ENK, scale_EN, x_RK, np.array([1]), 1)).all()

@@ -59,7 +59,7 @@ def main():
                 page.evaluate("window.before = document.querySelector('#attention .js-plotly-plot')")
                 sent.clear()
                 began = time.perf_counter()
-                page.locator("button:visible", has_text="Look").click()
+                page.locator("button:visible", has_text="Trace").click()
                 page.wait_for_function(DRAWN % tokens, polling=20, timeout=60_000)
                 seconds.append(time.perf_counter() - began)
                 page.wait_for_timeout(1000)

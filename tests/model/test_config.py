@@ -1,4 +1,4 @@
-"""Presets, and what they cost."""
+"""Presets, their parameters and their cache elements."""
 
 import pytest
 import torch
@@ -32,16 +32,16 @@ def test_a_dense_model_uses_every_parameter():
     assert active == total == sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_the_latent_cache_is_a_seventh_of_a_full_one():
+def test_the_latent_cache_is_a_seventh_of_full_keys_and_values():
     assert kv_cache_elements_per_token(preset("seed")) == (160, 1152)
 
 
-def test_changes_apply_to_one_configuration_only():
+def test_changes_do_not_alter_the_preset():
     assert preset("tiny", num_hidden_layers=5, q_lora_rank=None).num_hidden_layers == 5
     assert preset("tiny", q_lora_rank=None).q_lora_rank is None
     assert preset("tiny").num_hidden_layers == 2
 
 
-def test_an_unknown_preset_is_named():
+def test_an_unknown_preset_is_an_error():
     with pytest.raises(ValueError, match="'giant'.*seed, demo, quick, tiny"):
         preset("giant")

@@ -1,4 +1,4 @@
-"""The process behind a run: its lock, its identity, its end."""
+"""The process of a run: its lock, its identity, its end."""
 
 import errno
 import json
@@ -22,39 +22,38 @@ def child():
         running.kill()
 
 
-def test_the_lock_is_held_once_and_freed_by_the_kernel(tmp_path):
-    held = job_process.lock(tmp_path, "first")
-    with pytest.raises(
-        job_process.RunInProgress, match="^run 'first' is in progress; one run trains at a time, stop it first.$"
-    ):
+def test_the_lock_is_exclusive_until_it_is_closed(tmp_path):
+    descriptor = job_process.lock(tmp_path, "first")
+    message = "^run 'first' is in progress; one run trains at a time, stop it first.$"
+    with pytest.raises(job_process.RunInProgress, match=message):
         job_process.lock(tmp_path, "second")
-    os.close(held)
+    os.close(descriptor)
     os.close(job_process.lock(tmp_path, "second"))
 
 
 def test_a_process_is_running_paused_or_gone(child):
-    known = job_process.identity(child.pid)
-    assert job_process.activity(known) == "running"
+    process = job_process.identity(child.pid)
+    assert job_process.process_status(process) == "running"
     child.send_signal(signal.SIGSTOP)
     os.waitpid(child.pid, os.WUNTRACED)
-    assert job_process.activity(known) == "paused"
+    assert job_process.process_status(process) == "paused"
     child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    assert job_process.activity(known) is None, "a zombie trains nothing"
+    assert job_process.process_status(process) is None, "a zombie trains nothing"
 
 
-def test_another_process_of_the_same_number_is_not_taken_for_it(child):
-    known = job_process.identity(child.pid)
-    assert job_process.activity({**known, "started": "1"}) is None
-    assert job_process.activity({**known, "boot": "before"}) is None
+def test_a_later_process_with_the_same_number_is_not_mistaken_for_it(child):
+    process = job_process.identity(child.pid)
+    assert job_process.process_status({**process, "started": "1"}) is None
+    assert job_process.process_status({**process, "boot": "before"}) is None
 
 
-def test_ps_tells_the_same_where_there_is_no_proc(child, monkeypatch):
+def test_ps_gives_the_same_where_there_is_no_proc(child, monkeypatch):
     monkeypatch.setattr(Path, "exists", lambda self: False)
-    known = job_process.identity(child.pid)
-    assert job_process.process_state(child.pid)[0] in "RS" and len(known["started"].split()) == 5, "a date"
-    assert job_process.activity(known) == "running"
-    assert job_process.activity({**known, "started": "Thu Jan 1 00:00:00 1970"}) is None
+    process = job_process.identity(child.pid)
+    assert job_process.process_state(child.pid)[0] in "RS" and len(process["started"].split()) == 5, "a date"
+    assert job_process.process_status(process) == "running"
+    assert job_process.process_status({**process, "started": "Thu Jan 1 00:00:00 1970"}) is None
     assert job_process.process_state(2**22 + 1) is None
 
 
@@ -66,26 +65,24 @@ def test_ps_tells_the_same_where_there_is_no_proc(child, monkeypatch):
         ({"boot": "before"}, 3, "the machine was restarted"),
     ],
 )
-def test_the_reason_why_a_process_is_gone(tmp_path, monkeypatch, change, kills, reason):
+def test_why_a_process_is_gone(tmp_path, monkeypatch, child, change, kills, reason):
     counter = tmp_path / "memory.events"
     counter.write_text("oom 7\noom_kill 3\n")
     monkeypatch.setattr(job_process, "oom_counter", lambda: counter)
-    with subprocess.Popen(SLEEP) as running:
-        job_process.record_start(tmp_path, running.pid)
-        assert job_process.outcome(job_process.read_json(tmp_path / job_process.PROCESS_FILE)) == ("running", "")
-        running.kill()
+    job_process.record_start(tmp_path, child.pid)
+    process = job_process.read_json(tmp_path / job_process.PROCESS_FILE)
+    assert job_process.outcome(process) == ("running", "")
+    child.kill()
+    child.wait()
     counter.write_text(f"oom 7\noom_kill {kills}\n")
-    assert job_process.outcome({**job_process.read_json(tmp_path / job_process.PROCESS_FILE), **change}) == (
-        "killed",
-        reason,
-    )
+    assert job_process.outcome({**process, **change}) == ("killed", reason)
 
 
-def test_the_counter_is_one_that_the_kernel_keeps():
+def test_the_counter_is_a_file_of_the_kernel():
     assert any(line.startswith("oom_kill ") for line in job_process.oom_counter().read_text().splitlines())
 
 
-def test_the_end_is_written_into_the_room_taken_at_the_start(tmp_path):
+def test_the_end_is_recorded_in_the_bytes_allocated_at_the_start(tmp_path):
     job_process.record_start(tmp_path)
     file = tmp_path / job_process.PROCESS_FILE
     before = file.stat()

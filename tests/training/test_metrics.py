@@ -1,4 +1,4 @@
-"""What is read off metrics.jsonl, against the lines themselves."""
+"""What is computed from metrics.jsonl, against its lines."""
 
 import json
 
@@ -9,22 +9,16 @@ from deepseek.training.metrics import History, dead_experts, downsample_indices,
 
 
 def line(step, load, loss=1.0):
-    figures = dict(load_balancing_loss=0.1, lr=1e-3, grad_norm=None if step == 2 else 0.5, tokens_per_second=100.0)
-    return {
-        "step": step,
-        "loss": loss,
-        **figures,
-        "tokens": 64 * step,
-        "load": load,
-        "max_violation": [0.0] * len(load),
-    }
+    values = dict(load_balancing_loss=0.1, lr=1e-3, grad_norm=None if step == 2 else 0.5, tokens_per_second=100.0)
+    values |= dict(tokens=64 * step, load=load, max_violation=[0.0] * len(load))
+    return {"step": step, "loss": loss, **values}
 
 
 def probe(step, indices):
     return {"step": step, "probe": {"tokens": ["a", "b"], "layers": [1], "indices": indices, "weights": indices}}
 
 
-def test_columns_are_those_of_the_file_in_whatever_pieces_it_comes():
+def test_columns_do_not_depend_on_how_the_lines_are_split():
     even = [[0.25] * 4] * 2
     lines = [probe(0, [[[0, 1], [2, 3]]]), *(line(step, even, 5 - step) for step in range(1, 5))]
     lines.insert(3, {"step": 2, "val_loss": 3.5, "val_bits_per_byte": 1.0})
@@ -32,8 +26,8 @@ def test_columns_are_those_of_the_file_in_whatever_pieces_it_comes():
     lines = json.loads(json.dumps(lines))
     whole, pieces = History(), History()
     whole.add(lines)
-    for at in range(0, len(lines), 2):
-        pieces.add(lines[at : at + 2])
+    for start in range(0, len(lines), 2):
+        pieces.add(lines[start : start + 2])
     for history in (whole, pieces):
         assert history.steps == [1, 2, 3, 4]
         assert history.series["loss"] == [4, 3, 2, 1]
@@ -44,8 +38,8 @@ def test_columns_are_those_of_the_file_in_whatever_pieces_it_comes():
         assert history.seconds_left(14) == pytest.approx(10 * 64 / 100)
 
 
-def test_the_time_left_counts_what_slow_steps_take():
-    """Every second step commits and so makes a tenth of the speed: a step takes 0.64 or 6.4 seconds."""
+def test_the_time_left_includes_slow_steps():
+    """Every second step saves a checkpoint at a tenth of the speed: a step takes 0.64 or 6.4 seconds."""
     history = History()
     for step in range(1, 101):
         history.add([{**line(step, [[0.5, 0.5]]), "tokens_per_second": 10.0 if step % 2 else 100.0}])
@@ -56,7 +50,7 @@ def test_the_time_left_counts_what_slow_steps_take():
     assert history.seconds_left(301) == pytest.approx(before, rel=0.02)
 
 
-def test_a_duration_is_told_in_two_units():
+def test_a_duration_has_its_two_largest_units():
     assert [duration(seconds) for seconds in (59.4, 61, 3700)] == ["59 s", "1 min 1 s", "1 h 1 min"]
 
 
@@ -70,22 +64,22 @@ def test_smoothing_goes_from_nothing_to_the_mean_of_all():
 
 
 @pytest.mark.parametrize("count", [1, 2, 799, 800, 801, 10_000])
-def test_thinning_keeps_the_ends(count):
-    places = downsample_indices(count, 800)
-    assert len(places) == min(count, 800) and places[0] == 0 and places[-1] == count - 1
-    assert len(set(places)) == len(places)
+def test_downsampling_keeps_the_ends(count):
+    indices = downsample_indices(count, 800)
+    assert len(indices) == min(count, 800) and indices[0] == 0 and indices[-1] == count - 1
+    assert len(set(indices)) == len(indices)
 
 
-def test_a_dead_expert_is_one_under_a_hundredth_of_an_even_share_over_the_last_steps():
+def test_a_dead_expert_has_under_a_hundredth_of_an_even_load_over_the_last_steps():
     load = np.full((120, 3, 8), 1 / 8)
-    load[70:, 1, 5] = 0.0012  # an even share is 0.125
+    load[70:, 1, 5] = 0.0012  # an even load is 0.125
     load[70:, 2, 0] = 0.0013
     load[:70, 0, 3] = 0.0  # long ago
     assert dead_experts(load) == [(1, 5)]
     assert dead_experts(load[-49:]) == []
 
 
-def test_rerouted_counts_tokens_with_another_expert_in_any_order():
+def test_routing_change_counts_tokens_whose_set_of_experts_changed():
     history = History()
     history.add([probe(0, [[[0, 1], [2, 3]]]), probe(10, [[[1, 0], [2, 4]]]), probe(20, [[[1, 0], [4, 2]]])])
     assert routing_change(history.probes) == [(10, 0.5), (20, 0.0)]

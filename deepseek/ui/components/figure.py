@@ -1,4 +1,4 @@
-"""A figure of the page, and below it a small button that downloads its data."""
+"""A figure of the page with a button that downloads its data."""
 
 import json
 from pathlib import Path
@@ -11,13 +11,13 @@ SCRIPT = (Path(__file__).parents[3] / "assets" / "figure.js").read_text("utf-8")
 
 
 def figure(value, name: str, **options) -> gr.Plot:
-    """A gr.Plot of `value`; its button downloads what is drawn now as `name`.csv. `options` are those of gr.Plot.
+    """A gr.Plot of `value`, with the id `name` and a button that downloads its data as `name`.csv.
 
-    The browser writes the file from the figure itself, so it holds for whatever figure a handler puts there later; a
-    plot that shows nothing shows no button (the style sheet sees to that).
+    `options` are those of gr.Plot. The browser writes the file from the figure it shows. The style sheet hides the button of
+    an empty plot.
     """
     with gr.Column(elem_classes="figure"):
-        plot = gr.Plot(value, show_label=False, **options)
+        plot = gr.Plot(value, show_label=False, **{"elem_id": name, **options})
         button = gr.Button("CSV", size="sm", elem_classes="csv", elem_id=f"csv-{name}")
     button.click(None, plot, None, js=f"plot => ({SCRIPT})(plot, {json.dumps(name)})", **UNQUEUED)
     return plot

@@ -1,16 +1,20 @@
-"""The sampler's controls: one slider or box a setting, presets over them, and the way from their values to SamplingParams."""
+"""The sampler's controls, made from the fields of SamplingParams: sliders and boxes, presets, and back to SamplingParams."""
 
 import random
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import fields
 
 import gradio as gr
 
-from deepseek.inference.sampling import SAMPLER_ORDERS, SCOPES, SamplingParams
+from deepseek.inference.sampling import SAMPLER_ORDERS, SamplingParams
+from deepseek.settings.schema import holds_several
 from deepseek.ui.errors import user_error
 from deepseek.ui.generation import UNQUEUED
 
 PRESETS = {
     "neutral": {},
-    # Of the settings whose texts repeat themselves no more than real stories do, those of the likeliest texts: docs/log.md.
+    # Of the settings whose samples repeat themselves no more than real stories do, the one with the likeliest: docs/log.md.
     "stories": dict(temperature=0.7, top_p=0.9, top_k=40, repetition_penalty=1.1),
     "greedy": dict(temperature=0.0),
     "card, calm": dict(
@@ -21,111 +25,92 @@ PRESETS = {
     ),
 }
 DEFAULT_PRESET = "stories"
-SCOPE_CHOICES = [("prompt and output", "all"), ("output only", "output")]
-assert [value for _, value in SCOPE_CHOICES] == list(SCOPES)
+FIELDS = {field.name: field for field in fields(SamplingParams)}
+GROUPS = [  # (accordion or None, {setting: label}), from top to bottom
+    (None, {"temperature": "temperature"}),
+    ("dynamic temperature", {
+        "dynamic_temperature": "use dynamic temperature", "temperature_min": "min", "temperature_max": "max",
+        "temperature_exponent": "exponent",
+    }),
+    (None, {"top_k": "top-k", "top_p": "top-p", "min_p": "min-p"}),
+    ("penalties", {
+        "repetition_penalty": "repetition", "presence_penalty": "presence", "frequency_penalty": "frequency",
+        "no_repeat_ngram_size": "no-repeat n-gram size",
+    }),
+    ("order and scope", {
+        "order": "order", "repetition_scope": "scope of repetition and n-gram",
+        "penalty_scope": "scope of presence and frequency",
+    }),
+    (None, {"stop": "stop strings", "max_new_tokens": "max new tokens"}),
+]  # fmt: skip
+SCOPE_LABELS = {"all": "prompt and output", "output": "output only"}
+
+
+def _control(name: str, label: str, value) -> gr.components.Component:
+    """The control of one setting, with `value` in it."""
+    metadata = FIELDS[name].metadata
+    options = dict(value=value, label=label, info=metadata["help"])
+    if metadata.get("slider"):
+        low, high, step = metadata["slider"]
+        return gr.Slider(low, high, step=step, **options)
+    if holds_several(FIELDS[name]):
+        return gr.Textbox(lines=1, max_lines=4, **{**options, "value": "", "info": f"{metadata['help']}; one per line"})
+    if metadata["choices"]:
+        return gr.Radio([(SCOPE_LABELS.get(choice, choice), choice) for choice in metadata["choices"]], **options)
+    return gr.Checkbox(**options)
 
 
 def sampler_controls(first: str = DEFAULT_PRESET) -> tuple[gr.Dropdown, dict[str, gr.components.Component]]:
-    """Draws the controls; returns the presets' dropdown, and the others by the name of their setting, less the seed."""
-    start = SamplingParams(**PRESETS[first])
-
-    def slider(name, low, high, step, text, info):
-        return gr.Slider(low, high, value=getattr(start, name), step=step, label=text, info=info)
-
+    """Draws the controls; returns the dropdown of presets, and by name the controls of all settings but the seed."""
+    start, controls = SamplingParams(**PRESETS[first]), {}
     with gr.Row():
         preset = gr.Dropdown(list(PRESETS), value=first, label="preset", scale=3, min_width=120)
         neutral = gr.Button("Neutral", scale=1, min_width=90)
-    c = {}
-    c["temperature"] = slider(
-        "temperature", 0, 2, 0.05, "temperature", "above 1 bolder, below 1 safer; 0 always takes the most likely token"
-    )
-    with gr.Accordion("dynamic temperature", open=False):
-        c["dynamic_temperature"] = gr.Checkbox(
-            value=start.dynamic_temperature,
-            label="in place of the fixed one",
-            info="cold where the model is sure, hot where it is not: min + (max − min) · (entropy / ln N)^exponent",
-        )
-        c["temperature_min"] = slider("temperature_min", 0.05, 2, 0.05, "min", "at entropy 0")
-        c["temperature_max"] = slider(
-            "temperature_max", 0.05, 3, 0.05, "max", "when all N candidates are equally likely"
-        )
-        c["temperature_exponent"] = slider(
-            "temperature_exponent", 0.1, 4, 0.1, "exponent", "above 1: stays cold longer"
-        )
-    c["top_k"] = slider("top_k", 0, 200, 1, "top-k", "keeps the k most likely; 0 is off")
-    c["top_p"] = slider("top_p", 0.05, 1, 0.01, "top-p", "keeps the most likely that together reach p; 1 is off")
-    c["min_p"] = slider(
-        "min_p", 0, 0.5, 0.01, "min-p", "keeps those at least this times as likely as the first; 0 is off"
-    )
-    with gr.Accordion("penalties", open=False):
-        c["repetition_penalty"] = slider(
-            "repetition_penalty",
-            1,
-            2,
-            0.05,
-            "repetition",
-            "makes every token already seen less likely; 1 is off",
-        )
-        c["presence_penalty"] = slider(
-            "presence_penalty", -2, 2, 0.1, "presence", "taken off the score of a token seen, once"
-        )
-        c["frequency_penalty"] = slider(
-            "frequency_penalty", -2, 2, 0.1, "frequency", "taken off for each time it was seen"
-        )
-        c["no_repeat_ngram_size"] = slider(
-            "no_repeat_ngram_size", 0, 10, 1, "no repeated n-gram", "bars n tokens in a row twice; 0 is off"
-        )
-    with gr.Accordion("order and scope", open=False):
-        c["order"] = gr.Radio(
-            list(SAMPLER_ORDERS), value=start.order, label="order", info=" → ".join(SAMPLER_ORDERS[start.order])
-        )
-        c["repetition_scope"] = gr.Radio(
-            SCOPE_CHOICES, value=start.repetition_scope, label="repetition and n-gram look at"
-        )
-        c["penalty_scope"] = gr.Radio(SCOPE_CHOICES, value=start.penalty_scope, label="presence and frequency look at")
-    c["stop"] = gr.Textbox(
-        "", label="stop strings", info="one a line; the text ends once it holds one", lines=1, max_lines=4
-    )
-    c["max_new_tokens"] = slider("max_new_tokens", 1, 400, 1, "new tokens", "at most")
+    for accordion, labels in GROUPS:
+        with gr.Accordion(accordion, open=False) if accordion else nullcontext():
+            for name, label in labels.items():
+                controls[name] = _control(name, label, getattr(start, name))
 
-    c["order"].change(
-        lambda order: gr.update(info=" → ".join(SAMPLER_ORDERS[order])),
-        c["order"],
-        c["order"],
-        **UNQUEUED,
-    )
-    fields, start = preset_fields(c), SamplingParams()
-    values = [gr.update(value=getattr(start, field)) for field in fields]
-    neutral.click(lambda: ["neutral", *values], None, [preset, *(c[field] for field in fields)], **UNQUEUED)
-    return preset, c
+    def order_text(order):
+        return " → ".join(SAMPLER_ORDERS[order])
+
+    order, names, reset = controls["order"], preset_fields(controls), SamplingParams()
+    order.info = order_text(start.order)
+    order.change(lambda order: gr.update(info=order_text(order)), order, order, **UNQUEUED)
+    values = ["neutral", *(gr.update(value=getattr(reset, name)) for name in names)]
+    neutral.click(lambda: values, None, [preset, *(controls[name] for name in names)], **UNQUEUED)
+    return preset, controls
 
 
 def apply_preset(
-    preset: gr.Dropdown, settings: dict, saved: gr.BrowserState | None = None, known=lambda saved: {}
+    preset: gr.Dropdown,
+    controls: dict,
+    saved: gr.BrowserState | None = None,
+    parse_saved: Callable[[object], dict] = lambda saved: {},
 ) -> None:
-    """Wires the dropdown: choosing a preset, one of PRESETS or of `known(saved)`, sets every slider but the length."""
-    fields = preset_fields(settings)
+    """Has the dropdown set every control but the length, to one of PRESETS or of `parse_saved(saved)`."""
+    names = preset_fields(controls)
 
     def choose(name, saved=None):
-        values = SamplingParams(**{**known(saved), **PRESETS}.get(name, {}))
-        return [getattr(values, field) for field in fields]
+        params = SamplingParams(**{**parse_saved(saved), **PRESETS}.get(name, {}))
+        return [getattr(params, name) for name in names]
 
     inputs = [preset] if saved is None else [preset, saved]
-    preset.input(choose, inputs, [settings[field] for field in fields], **UNQUEUED)
+    preset.input(choose, inputs, [controls[name] for name in names], **UNQUEUED)
 
 
-def preset_fields(settings: dict) -> list[str]:
-    """The settings that a preset holds: how to draw, not where to end."""
-    return [name for name in settings if name not in ("max_new_tokens", "stop")]
+def preset_fields(controls: dict) -> list[str]:
+    """The settings of a preset: how to sample, not where to end."""
+    return [name for name in controls if name not in ("max_new_tokens", "stop")]
 
 
 def to_params(names, values, seed, locked: bool) -> SamplingParams:
-    """Checked settings from the controls' values; an unlocked seed is drawn anew. Raises gr.Error."""
+    """Validated settings from the controls' values; the seed is random unless `locked`. Raises gr.Error."""
     settings = dict(zip(names, values))
     if isinstance(settings.get("stop"), str):
         settings["stop"] = tuple(line for line in settings["stop"].split("\n") if line)
     try:
-        if locked and seed is None:  # two sides would draw two
+        if locked and seed is None:
             raise ValueError("seed is empty; it must be a whole number to be kept.")
         return SamplingParams(**settings, seed=seed if locked else random.randrange(2**31))
     except ValueError as error:

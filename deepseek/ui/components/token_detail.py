@@ -1,72 +1,69 @@
-"""The selected token: what the sampler did, who else could have come, and the branch that takes another one."""
+"""The selected token: what the sampler did, the other candidates, and the branch that takes one of them."""
 
-import json
 from pathlib import Path
 
 import gradio as gr
 
 from deepseek.ui.components.figure import figure
-from deepseek.ui.plots.routing import shares
+from deepseek.ui.components.token_strip import script_json
+from deepseek.ui.plots.routing import normalized
 from deepseek.ui.plots.sampling import funnel
 from deepseek.ui.plots.style import show_invisible
 
-HEADERS = ["place", "token", "probability", "rank", "entropy", "temperature", "layer:experts"]
 ASSETS = Path(__file__).parents[3] / "assets"
+TEXT_HEADERS = ["place", "token", "probability", "rank", "entropy", "temperature", "layer:experts"]
 CANDIDATE_HEADERS = ["token", "model", "sampler", "removed by"]
 
 
-def template(kind: str, label: str, headers: list[str]) -> str:
-    """A table without rows, which a script of the page's own fills."""
+def _table(script: str, css_class: str, label: str, headers: list[str], value: str, elem_id: str) -> gr.HTML:
+    """A table whose rows a script in assets/ makes from `value`."""
     names = "".join(f'<th scope="col">{name}</th>' for name in headers)
-    return f"""
-        <div class="{kind}"><table aria-label="{label}">
+    template = f"""
+        <div class="{css_class}"><table aria-label="{label}">
           <thead><tr>{names}</tr></thead>
           <tbody></tbody></table></div>"""
+    code = (ASSETS / script).read_text("utf-8")
+    return gr.HTML(html_template=template, js_on_load=code, value=value, elem_id=elem_id)
 
 
 def heading(generation, index: int) -> str:
-    """One line about the selected token, in Markdown; the token itself stands in the strip and the table."""
+    """Markdown about the selected token. The token itself stands in the strip and the table."""
     token = generation.tokens[index]
-    seen = f"### Token {index + 1}: what the sampler did\n"
-    seen += f"{token.probability:.1%} under the model (rank {token.rank}), {token.sampler_probability:.1%} after the sampler"
-    seen += f" · entropy {token.entropy:.2f} nats"
+    text = (
+        f"### Token {index + 1}: what the sampler did\n"
+        f"{token.probability:.1%} under the model (rank {token.rank}), {token.sampler_probability:.1%} after the sampler"
+        f" · entropy {token.entropy:.2f} nats"
+    )
     if generation.params.dynamic_temperature:
-        seen += f" · dynamic temperature {token.temperature:.2f}"
+        text += f" · dynamic temperature {token.temperature:.2f}"
         if token.temperature_entropy is not None:
-            left = next(stage.num_candidates for stage in token.stages if stage.name == "temperature")
-            seen += f", from {token.temperature_entropy:.2f} nats over {left:,} candidates"
-    if index in generation.forced:
-        seen += " · put here by you"
+            candidates = next(stage.num_candidates for stage in token.stages if stage.name == "temperature")
+            text += f", from {token.temperature_entropy:.2f} nats over {candidates:,} candidates"
+    if index in generation.forced_tokens:
+        text += " · forced by you"
     if token.experts:
-        places = []
+        layers = []
         for layer, chosen in sorted(token.experts.items()):
             experts, weights = zip(*chosen)
-            parts = zip(experts, shares(weights))
-            places.append(f"layer {layer}: " + ", ".join(f"{expert} ({share:.0%})" for expert, share in parts))
-        seen += "\n\nSent to experts " + " · ".join(places)
-    return seen + "\n\nOrder in force: model → " + " → ".join(stage.name for stage in token.stages)
+            percents = (f"{expert} ({share:.0%})" for expert, share in zip(experts, normalized(weights)))
+            layers.append(f"layer {layer}: {', '.join(percents)}")
+        text += "\n\nRouted to experts " + " · ".join(layers)
+    return text + "\n\nSampler order: model → " + " → ".join(stage.name for stage in token.stages)
 
 
 def rows(generation) -> str:
-    """The value of the whole text's table, a row a token."""
-    rows = [
-        [
-            place,
-            show_invisible(token.text),
-            f"{token.probability:.1%}",
-            token.rank,
-            f"{token.entropy:.2f}",
-            f"{token.temperature:.2f}",
-            " ".join(
-                f"{layer}:" + "+".join(str(e) for e, _ in chosen) for layer, chosen in sorted(token.experts.items())
-            ),
-        ]
-        for place, token in enumerate(generation.tokens, 1)
-    ]
-    return _json(rows)
+    """The value of the text's table: one row per token."""
+
+    def row(position, token):
+        layers = sorted(token.experts.items())
+        experts = " ".join(f"{layer}:" + "+".join(str(e) for e, _ in chosen) for layer, chosen in layers)
+        numbers = [f"{token.probability:.1%}", token.rank, f"{token.entropy:.2f}", f"{token.temperature:.2f}"]
+        return [position, show_invisible(token.text), *numbers, experts]
+
+    return script_json([row(position, token) for position, token in enumerate(generation.tokens, 1)])
 
 
-def table(token) -> str:
+def candidates(token) -> str:
     """The value of the candidates' table."""
     rows = [
         {
@@ -79,37 +76,27 @@ def table(token) -> str:
         }
         for candidate in token.candidates
     ]
-    return _json({"rows": rows})
-
-
-def _json(value) -> str:
-    return json.dumps(value).replace("<", "\\u003c")  # see strip.py
+    return script_json({"rows": rows})
 
 
 def show(generation, index: int):
-    """(heading, funnel, table) of one token of a generation, or of its last if it has fewer."""
+    """(heading, funnel, candidates) of the token at `index`, or of the last one if there are fewer."""
     index = min(index, len(generation.tokens) - 1)
     token = generation.tokens[index]
-    return heading(generation, index), funnel(token, generation.params), table(token)
-
-
-def script(name: str) -> str:
-    """A script of the page's own that fills a table."""
-    return (ASSETS / f"{name}.js").read_text("utf-8")
+    return heading(generation, index), funnel(token, generation.params), candidates(token)
 
 
 def text_table(generation) -> gr.HTML:
-    """Draws the whole text as a plain table, for readers of screens and for copying."""
-    empty = template("candidates long", "the text, a row a token", HEADERS)
-    return gr.HTML(html_template=empty, js_on_load=script("table"), value=rows(generation), elem_id="text-table")
+    """Draws the text as a plain table, for screen readers and for copying."""
+    label = "the text, one row per token"
+    return _table("table.js", "candidates long", label, TEXT_HEADERS, rows(generation), "text-table")
 
 
 def build(generation):
-    """Draws the panel for the first token of `generation`; returns its (heading, funnel, table)."""
-    text, drawn, rows = show(generation, 0)
+    """Draws the panel for the first token of `generation`; returns its (heading, funnel, candidates) components."""
+    text, plot, value = show(generation, 0)
     head = gr.Markdown(text, elem_id="token-heading")
-    funnel = figure(drawn, "funnel", elem_classes="wide", elem_id="funnel")
-    with gr.Accordion("candidates: click one to go on from here with it instead", open=False):
-        empty = template("candidates", "candidates of the selected token", CANDIDATE_HEADERS)
-        candidates = gr.HTML(html_template=empty, js_on_load=script("candidates"), value=rows, elem_id="candidates")
-    return head, funnel, candidates
+    plot = figure(plot, "funnel", elem_classes="wide", elem_id="funnel")
+    with gr.Accordion("candidates: click one to continue from here with it", open=False):
+        label = "candidates of the selected token"
+        return head, plot, _table("candidates.js", "candidates", label, CANDIDATE_HEADERS, value, "candidates")

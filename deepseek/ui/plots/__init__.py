@@ -1,1 +1,1 @@
-"""Records to Plotly figures."""
+"""Plotly figures of traces, generations and training runs."""

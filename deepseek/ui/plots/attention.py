@@ -1,57 +1,48 @@
-"""What the heads looked at. `first` is the number of the first of `tokens` in its text."""
+"""Attention weights as figures. `first` is the position of the first of `tokens` in its text."""
 
 import plotly.graph_objects as go
 import torch.nn.functional as F
 from plotly.subplots import make_subplots
 
-from deepseek.ui.plots.style import EXPERT_COLOURS, SEQUENTIAL, layout, percent, token_axis
+from deepseek.ui.plots import style
 
-SMALL_CELLS = 150_000  # of all small maps of one figure together: a page's update stays well below a megabyte
-COLOURS = dict(colorscale=SEQUENTIAL, colorbar=dict(thickness=12, ticksuffix="%", outlinewidth=0))
-HOVER = "token %{y}<br>looks at %{x}: %{z}%<extra></extra>"
+MAX_CELLS = 150_000  # of all maps of `attention_small` together, which keeps an update of the page below a megabyte
+COLUMNS = 3
+HOVER = "token %{y}<br>attends to %{x}: %{z}%"
 
 
-def attention_map(tokens: list[str], weights_TT, title: str, first: int = 0) -> go.Figure:
-    """What each token (row) looked at (column), for one head; percents."""
-    names, axis = token_axis(tokens, first)
-    figure = go.Figure(
-        go.Heatmap(z=percent(weights_TT), x=names, y=names, zmin=0, zmax=100, hovertemplate=HOVER, **COLOURS)
-    )
-    figure = layout(figure, 620, title=dict(text=title, font=dict(size=13), x=0.01, xanchor="left"))
-    figure.update_xaxes(**axis, tickangle=-60, showgrid=False)
-    figure.update_yaxes(**axis, autorange="reversed", showgrid=False)
-    return figure
+def attention_map(tokens: list[str], weights_TT, heading: str, first: int = 0) -> go.Figure:
+    """One head: how much each token (row) attends to each token (column), in percents."""
+    names, axis = style.token_names(tokens, first), style.token_axis(tokens, first)
+    options = dict(zmin=0, zmax=100, colorbar=style.PERCENT_BAR)
+    figure = style.heatmap(style.percent(weights_TT), names, names, 620, HOVER, style.SEQUENTIAL, **options)
+    figure.update_layout(title=style.title(heading)).update_yaxes(**axis)
+    return figure.update_xaxes(**axis, tickangle=-60)
 
 
 def attention_small(tokens: list[str], weights_NTT, titles: list[str], first: int = 0) -> go.Figure:
-    """Several maps beside one another on one scale; of long texts each point is the largest of a square of tokens."""
+    """Several maps on one colour scale; for long texts each cell is the maximum of a square of tokens."""
     maps = len(titles)
-    columns = 3
-    rows = -(-maps // columns)
-    square = -(-len(tokens) // int((SMALL_CELLS / maps) ** 0.5))
-    names = token_axis(tokens, first)[0][::square]
-    figure = make_subplots(
-        rows, columns, subplot_titles=titles, horizontal_spacing=0.04, vertical_spacing=min(0.07, 0.3 / rows)
-    )
+    rows = -(-maps // COLUMNS)
+    square = -(-len(tokens) // int((MAX_CELLS / maps) ** 0.5))
+    names = style.token_names(tokens, first)[::square]
+    spacing = dict(horizontal_spacing=0.04, vertical_spacing=min(0.07, 0.3 / rows))
+    figure = make_subplots(rows, COLUMNS, subplot_titles=titles, **spacing)
     for index, weights in enumerate(F.max_pool2d(weights_NTT, square, ceil_mode=True)):
-        options = dict(name=titles[index], coloraxis="coloraxis", hovertemplate=HOVER)
-        heatmap = go.Heatmap(z=percent(weights), x=names, y=names, **options)
-        figure.add_trace(heatmap, index // columns + 1, index % columns + 1)
-    figure = layout(figure, 60 + 220 * rows)
-    figure.update_layout(coloraxis=dict(cmin=0, cmax=100, **COLOURS), margin=dict(l=10, r=10, t=30, b=10))
+        options = dict(name=titles[index], coloraxis="coloraxis", hovertemplate=f"{HOVER}<extra></extra>")
+        small_map = go.Heatmap(z=style.percent(weights), x=names, y=names, **options)
+        figure.add_trace(small_map, index // COLUMNS + 1, index % COLUMNS + 1)
+    scale = dict(cmin=0, cmax=100, colorscale=style.SEQUENTIAL, colorbar=style.PERCENT_BAR)
+    figure = style.layout(figure, 60 + 220 * rows, coloraxis=scale, margin=dict(l=10, r=10, t=30, b=10))
     figure.update_annotations(font=dict(size=12))
-    figure.update_xaxes(showticklabels=False, ticks="", showgrid=False, type="category")
-    figure.update_yaxes(showticklabels=False, ticks="", showgrid=False, type="category", autorange="reversed")
-    return figure
+    axis = dict(showticklabels=False, ticks="", showgrid=False, type="category")
+    return figure.update_xaxes(**axis).update_yaxes(**axis, autorange="reversed")
 
 
-def attention_received(tokens: list[str], shares_T, first: int = 0) -> go.Figure:
-    """How much of the attention each token received on average."""
-    names, axis = token_axis(tokens, first)
-    shares = [round(share, 4) for share in shares_T.tolist()]
-    hover = "%{x}<br>received %{y:.1%}<extra></extra>"
-    figure = go.Figure(go.Bar(x=names, y=shares, marker=dict(color=EXPERT_COLOURS[1]), hovertemplate=hover))
-    figure = layout(figure, 260)
-    figure.update_xaxes(**axis, tickangle=-60, showgrid=False)
-    figure.update_yaxes(tickformat=".0%", title="of the attention", rangemode="tozero")
-    return figure
+def attention_received(tokens: list[str], received_T, first: int = 0) -> go.Figure:
+    """The mean attention weight that each token received."""
+    received = {"attention": received_T.tolist()}
+    hover = "%{x}<br>received %{y:.1%}"
+    figure = style.grouped_bars(style.token_names(tokens, first), received, 260, hover, style.EXPERT_COLOURS[1:])
+    figure.update_yaxes(tickformat=".0%", title="mean attention weight", rangemode="tozero")
+    return figure.update_xaxes(**style.token_axis(tokens, first), tickangle=-60)

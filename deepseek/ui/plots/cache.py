@@ -1,48 +1,44 @@
-"""What attention keeps of the tokens it has read."""
+"""Size of the KV cache and norms of its latents."""
 
 import plotly.graph_objects as go
 
-from deepseek.ui.plots.style import EXPERT_COLOURS, layout
+from deepseek.ui.plots.style import EXPERT_COLOURS, grouped_bars, layout, legend
 
 
 def cache_bytes(cache, tokens: int, context: int | None) -> go.Figure:
-    """KiB kept by the model, beside keys and values of the same heads, for a text of `tokens` and a full `context`."""
-    lengths = [tokens, *([context] if context else [])]
-    names = ["this text", "the longest text"][: len(lengths)]
-    kinds = [("latents", cache.bytes, EXPERT_COLOURS[1]), ("keys and values", cache.uncompressed, EXPERT_COLOURS[2])]
-    figure = go.Figure()
-    for name, size, colour in kinds if cache.kept is not None else kinds[1:]:
-        figure.add_bar(
-            x=[f"{where}<br>{length:,} tokens" for where, length in zip(names, lengths)],
-            y=[length * size / 1024 for length in lengths],
-            name=name,
-            marker=dict(color=colour),
-            texttemplate="%{y:,.0f}",
-            hovertemplate=f"%{{x}}<br>as {name}: %{{y:,.1f}} KiB<extra></extra>",
-        )
-    figure = layout(figure, 280, barmode="group", legend=dict(orientation="h", y=1.15, x=0), showlegend=True)
-    figure.update_yaxes(title="KiB", rangemode="tozero")
-    return figure
+    """KiB of KV cache for a text of `tokens` and for a full `context`, with latents and with keys and values."""
+    lengths = {"this text": tokens, **({"full context": context} if context else {})}
+    bytes_per_token = {"keys and values": cache.uncompressed}
+    if cache.cached_norms is not None:
+        bytes_per_token = {"latents": cache.bytes, **bytes_per_token}
+    figure = grouped_bars(
+        [f"{name}<br>{length:,} tokens" for name, length in lengths.items()],
+        {name: [length * size / 1024 for length in lengths.values()] for name, size in bytes_per_token.items()},
+        280,
+        "%{x}<br>as {name}: %{y:,.1f} KiB",
+        EXPERT_COLOURS[3 - len(bytes_per_token) :],
+        texttemplate="%{y:,.0f}",
+    )
+    figure.update_layout(legend=legend(1.15), showlegend=True)
+    return figure.update_yaxes(title="KiB", rangemode="tozero")
 
 
 def latent_norms(cache) -> go.Figure:
-    """Norm of the latents in every layer, the mean over the text's tokens with the smallest and the largest."""
-    layers = list(range(len(cache.kept)))
+    """Norms of the latents in every layer: the mean over the text's tokens, with bars from the minimum to the maximum."""
+    layers = list(range(len(cache.cached_norms)))
     figure = go.Figure()
-    for name, norms, colour in (("before the norm", cache.raw, 5), ("as kept", cache.kept, 1)):
+    for name, norms, colour in (("before RMSNorm", cache.raw_norms, 5), ("in the cache", cache.cached_norms, 1)):
         mean = norms.mean(1)
+        above, below = (norms.amax(1) - mean).tolist(), (mean - norms.amin(1)).tolist()
         figure.add_scatter(
             x=layers,
             y=mean.tolist(),
-            error_y=dict(
-                array=(norms.amax(1) - mean).tolist(), arrayminus=(mean - norms.amin(1)).tolist(), thickness=1
-            ),
+            error_y=dict(array=above, arrayminus=below, thickness=1),
             name=name,
             mode="lines+markers",
             line=dict(color=EXPERT_COLOURS[colour], width=1.5),
             hovertemplate=f"layer %{{x}}, {name}: %{{y:.2f}}<extra></extra>",
         )
-    figure = layout(figure, 280, legend=dict(orientation="h", y=1.15, x=0), showlegend=True)
+    figure = layout(figure, 280, legend=legend(1.15), showlegend=True)
     figure.update_xaxes(title="layer", dtick=max(1, len(layers) // 12), showgrid=False)
-    figure.update_yaxes(title="norm of c_kv", rangemode="tozero")
-    return figure
+    return figure.update_yaxes(title="norm of c_kv", rangemode="tozero")

@@ -1,56 +1,30 @@
-"""How differently texts are routed."""
+"""Domain specialization: how differently texts are routed."""
 
 import plotly.graph_objects as go
 
-from deepseek.ui.plots.routing import layer_names
-from deepseek.ui.plots.style import EXPERT_COLOURS, TEXT, layout
+from deepseek.ui.plots.style import TEXT, even_line, grouped_bars, layer_names, legend
 
 
 def divergence_bars(layers: list[int], pairs: dict[str, tuple[list[float], list[float]]]) -> go.Figure:
-    """A bar for every layer and pair of texts, its divergence in bits, with a mark at what chance alone would give.
+    """A bar per layer and pair of texts, its divergence in bits, with an outlined bar at the permutation baseline.
 
-    `pairs` is {name of the pair: (divergence of each layer, chance of each layer)}.
+    `pairs` is {name of the pair: (divergence of each layer, baseline of each layer)}.
     """
-    names = layer_names(layers)
-    figure = go.Figure()
-    for number, (pair, (found, _)) in enumerate(pairs.items()):
-        figure.add_bar(
-            x=names,
-            y=[round(value, 5) for value in found],
-            name=pair,
-            offsetgroup=pair,
-            marker=dict(color=EXPERT_COLOURS[number % len(EXPERT_COLOURS)]),
-            hovertemplate=f"%{{x}}, {pair}: %{{y:.3f}} bits<extra></extra>",
-        )
-    for pair, (_, chance) in pairs.items():
-        figure.add_bar(
-            x=names,
-            y=[round(value, 5) for value in chance],
-            name=f"{pair}, by chance",
-            offsetgroup=pair,
-            marker=dict(color="rgba(0,0,0,0)", line=dict(color=TEXT, width=2)),
-            showlegend=False,
-            hovertemplate=f"%{{x}}, {pair}, by chance: %{{y:.3f}} bits<extra></extra>",
-        )
-    figure = layout(figure, 340, barmode="group", legend=dict(orientation="h", y=-0.15))
-    figure.update_yaxes(title="divergence, bits", rangemode="tozero")
-    return figure
+    x, hover = layer_names(layers), "%{x}, {name}: %{y:.3f} bits"
+    figure = grouped_bars(x, {pair: divergences for pair, (divergences, _) in pairs.items()}, 340, hover, digits=5)
+    baselines = {f"{pair}, permuted": baseline for pair, (_, baseline) in pairs.items()}
+    outlined = grouped_bars(x, baselines, 340, hover, ["rgba(0,0,0,0)"], digits=5, showlegend=False)
+    figure.add_traces(outlined.update_traces(marker_line=dict(color=TEXT, width=2)).data)
+    for bars, pair in zip(figure.data, [*pairs, *pairs]):
+        bars.offsetgroup = pair
+    figure.update_layout(legend=legend(-0.15))
+    return figure.update_yaxes(title="divergence, bits", rangemode="tozero")
 
 
-def load_by_text(shares: dict[str, list[float]]) -> go.Figure:
-    """Load of one layer's experts, a bar a text: `shares` is {text's name: share of each expert}."""
-    figure = go.Figure()
-    for number, (name, share_E) in enumerate(shares.items()):
-        figure.add_bar(
-            x=[str(expert) for expert in range(len(share_E))],
-            y=[round(share, 4) for share in share_E],
-            name=name,
-            marker=dict(color=EXPERT_COLOURS[number % len(EXPERT_COLOURS)]),
-            hovertemplate=f"expert %{{x}}, {name}: %{{y:.1%}}<extra></extra>",
-        )
-    even = 1 / len(share_E)
-    figure.add_hline(y=even, line=dict(color=TEXT, width=1.5, dash="dash"))
-    figure = layout(figure, 320, barmode="group", legend=dict(orientation="h", y=1.15, x=0))
-    figure.update_xaxes(type="category", title="expert")
-    figure.update_yaxes(tickformat=".0%", title="share of choices", rangemode="tozero")
-    return figure
+def load_by_text(loads: dict[str, list[float]]) -> go.Figure:
+    """Expert load in one layer, a bar per text: `loads` is {name of the text: load of each expert}."""
+    experts = len(next(iter(loads.values())))
+    figure = grouped_bars([str(expert) for expert in range(experts)], loads, 320, "expert %{x}, {name}: %{y:.1%}")
+    figure.update_layout(legend=legend(1.15)).update_xaxes(type="category", title="expert")
+    figure.update_yaxes(tickformat=".0%", title="load", rangemode="tozero")
+    return even_line(figure, experts)

@@ -1,40 +1,38 @@
-"""What each layer would say next."""
+"""The logit lens."""
 
 import plotly.graph_objects as go
 
-from deepseek.ui.plots.style import EXPERT_COLOURS, label, layout, percent, token_axis
+from deepseek.ui.plots import style
+
+MAX_TEXT_TOKENS = 16  # more tokens leave no room for text in the cells
 
 
 def lens_map(tokens: list[str], lens) -> go.Figure:
-    """Layers x tokens: what each layer would say after each token, coloured by how sure it is of that."""
-    names, axis = token_axis(tokens)
-    rows = ["embedding", *(f"layer {layer}" for layer in range(len(lens.texts) - 1))]
-    figure = go.Figure(
-        go.Heatmap(
-            z=percent(lens.probabilities),
-            x=names,
-            y=rows,
-            customdata=[[label(text) for text in row] for row in lens.texts],
-            hovertemplate="after %{x}<br>%{y} says %{customdata}, %{z}%<extra></extra>",
-            texttemplate="%{customdata}" if len(tokens) <= 16 else None,
-            zmin=0,
-            zmax=100,
-            colorscale=[[0, "rgba(230,159,0,0.05)"], [1, "rgba(230,159,0,0.75)"]],
-            colorbar=dict(thickness=12, ticksuffix="%", outlinewidth=0),
-            xgap=1,
-            ygap=1,
-        )
+    """Layers x tokens: each layer's prediction after each token, coloured by its probability."""
+    names, rows = style.token_names(tokens), ["embedding", *style.layer_names(range(len(lens.texts) - 1))]
+    figure = style.heatmap(
+        style.percent(lens.probabilities),
+        names,
+        rows,
+        160 + 32 * len(rows),
+        "after %{x}<br>%{y} predicts %{customdata}, %{z}%",
+        [[0, "rgba(230,159,0,0.05)"], [1, "rgba(230,159,0,0.75)"]],
+        gap=1,
+        customdata=[[style.label(text) for text in row] for row in lens.texts],
+        texttemplate="%{customdata}" if len(tokens) <= MAX_TEXT_TOKENS else None,
+        zmin=0,
+        zmax=100,
+        colorbar=style.PERCENT_BAR,
     )
-    first = lens.first_match_layer
     figure.add_scatter(
         x=names,
-        y=[rows[row] for row in first],
+        y=[rows[row] for row in lens.first_match_layer],
         mode="markers",
-        marker=dict(symbol="circle", size=7, color=EXPERT_COLOURS[4], line=dict(color="#fff", width=1)),
-        name="first layer that says what the model says",
-        hovertemplate="after %{x}: the final choice first leads at %{y}<extra></extra>",
+        marker=dict(symbol="circle", size=7, color=style.EXPERT_COLOURS[4], line=dict(color="#fff", width=1)),
+        name="first layer that predicts the model's token",
+        hovertemplate="after %{x}: the model's token is first predicted at %{y}<extra></extra>",
     )
-    figure = layout(figure, 160 + 32 * len(rows), legend=dict(orientation="h", y=1.14, x=0), showlegend=True)
-    figure.update_xaxes(**axis, tickangle=-60, showgrid=False)
-    figure.update_yaxes(showgrid=False, categoryorder="array", categoryarray=rows)
-    return figure
+    figure.update_layout(legend=style.legend(1.14), showlegend=True).update_xaxes(
+        **style.token_axis(tokens), tickangle=-60
+    )
+    return figure.update_yaxes(autorange=True, categoryorder="array", categoryarray=rows)

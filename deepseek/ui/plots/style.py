@@ -1,83 +1,138 @@
-"""Records -> plotly figures. Here what all of them share: colours, labels, axes.
+"""What all figures share: colours, labels, axes, heatmaps and grouped bars.
 
-Every token is shown as text: `label` escapes what plotly would read as markup and makes invisible characters visible.
+`label` escapes a token's text for plotly, which reads some markup, and shows invisible characters.
 """
 
 import html
 import unicodedata
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
 
-# Okabe and Ito's colours, told apart by colour-blind readers, with grey for their black; one per expert, everywhere.
+# Okabe and Ito's colour-blind safe palette, with grey for black. One colour per expert in every figure.
 EXPERT_COLOURS = ["#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#A6A6A6"]
 SEQUENTIAL = [[0, "rgba(41,140,230,0.05)"], [0.25, "rgba(41,140,230,0.5)"], [1, "rgb(41,140,230)"]]
-TEXT = "#7b8494"  # readable on dark and light; the page's style sheet replaces it with the theme's own
-MAX_LABELS = 48  # more token labels than this overlap
+TEXT = "#7b8494"  # readable on dark and light; the style sheet replaces it with the theme's colour
+MAX_LABELS = 48  # more token labels overlap
+SIGNS = {"\n": "↵", "\t": "⇥"}
+MAX_LABEL_CHARACTERS = 16
 
 
 def expert_colour(expert: int) -> str:
-    """The colour of an expert; beyond eight they come again."""
+    """The colour of an expert; the eight colours repeat."""
     return EXPERT_COLOURS[expert % len(EXPERT_COLOURS)]
 
 
 def show_invisible(text: str) -> str:
-    """One token's text with spaces, line ends, control and invisible characters shown by a sign."""
-    shown = []
-    for character in text:
-        if character == "\n":
-            shown.append("↵")
-        elif character == "\t":
-            shown.append("⇥")
-        elif ord(character) < 32:
-            shown.append(chr(0x2400 + ord(character)))
-        elif unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
-            shown.append(f"U+{ord(character):04X}")
-        else:
-            shown.append(character)
-    text = "".join(shown)
+    """A token's text with spaces, line ends, control and invisible characters replaced by visible signs."""
+
+    def visible(character: str) -> str:
+        if character in SIGNS:
+            return SIGNS[character]
+        if ord(character) < 32:
+            return chr(0x2400 + ord(character))
+        hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+        return f"U+{ord(character):04X}" if hidden else character
+
+    text = "".join(map(visible, text))
     return "·" + text[1:] if text.startswith(" ") else text or "…"
 
 
 def label(text: str) -> str:
-    """`visible`, cut to 16 characters and escaped for plotly, which reads a few tags in labels."""
+    """`show_invisible`, cut to MAX_LABEL_CHARACTERS and escaped for plotly."""
     text = show_invisible(text)
-    return html.escape(text if len(text) <= 16 else text[:15] + "…", quote=False)
+    short = text if len(text) <= MAX_LABEL_CHARACTERS else text[: MAX_LABEL_CHARACTERS - 1] + "…"
+    return html.escape(short, quote=False)
+
+
+def layer_names(layers) -> list[str]:
+    """Axis labels of layers."""
+    return [f"layer {layer}" for layer in layers]
+
+
+def percent(weights) -> np.ndarray:
+    """Weights in [0, 1] as whole percents of one byte each, which keeps a 512 x 512 map small."""
+    return np.round(np.asarray(weights) * 100).astype(np.uint8)
+
+
+def legend(y: float, **options) -> dict:
+    """A horizontal legend at height `y` of the plot, 1 for its top."""
+    return dict(orientation="h", x=0, y=y, **options)
+
+
+def title(text: str) -> dict:
+    """A small title at the left edge."""
+    return dict(text=text, font=dict(size=13), x=0.01, xanchor="left")
+
+
+def colour_bar(**options) -> dict:
+    """The key of a colour scale; `options` are plotly's."""
+    return dict(thickness=12, outlinewidth=0, **options)
+
+
+PERCENT_BAR = colour_bar(ticksuffix="%")
 
 
 def layout(figure: go.Figure, height: int, **options) -> go.Figure:
-    """`figure` in the project's looks, `height` pixels high; `options` are plotly's own."""
-    figure.update_layout(
+    """`figure` in the project's style, `height` pixels high; `options` are plotly's."""
+    defaults = dict(
         template="none",
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font=dict(color=TEXT, size=12),
-        height=height,
         margin=dict(l=60, r=10, t=30, b=48),
-        **options,
     )
+    figure.update_layout(height=height, **{**defaults, **options})
     figure.update_xaxes(gridcolor="rgba(128,128,128,0.2)", zeroline=False, automargin=True)
     figure.update_yaxes(gridcolor="rgba(128,128,128,0.2)", zeroline=False, automargin=True)
     return figure
 
 
-def token_axis(tokens: list[str], first: int = 0) -> tuple[list[str], dict]:
-    """Unique category names, one a token, and the axis that shows them without their number (or every nth of many).
+def token_names(tokens: list[str], first: int = 0) -> list[str]:
+    """Unique category names of tokens, numbered from `first`."""
+    return [f"{index} {label(token)}" for index, token in enumerate(tokens, first)]
 
-    Tokens are numbered from `first`.
-    """
-    names = [f"{index} {label(token)}" for index, token in enumerate(tokens, first)]
-    step = max(1, -(-len(names) // MAX_LABELS))
-    axis = dict(
+
+def token_axis(tokens: list[str], first: int = 0) -> dict:
+    """Options of an axis of `token_names` that shows the tokens without their numbers, every nth of many."""
+    step = max(1, -(-len(tokens) // MAX_LABELS))
+    return dict(
         type="category",
         tickmode="array",
-        tickvals=names[::step],
+        tickvals=token_names(tokens, first)[::step],
         ticktext=[label(token) for token in tokens[::step]],
         tickfont=dict(size=11),
+        showgrid=False,
     )
-    return names, axis
 
 
-def percent(weights) -> np.ndarray:
-    """Weights in [0, 1] as whole percents in one byte each, to keep a 512 x 512 map small."""
-    return np.round(np.asarray(weights) * 100).astype(np.uint8)
+def heatmap(z, x, y, height: int, hover: str, colorscale, gap: int = 0, **options) -> go.Figure:
+    """A heatmap with the first row on top; `options` are those of go.Heatmap."""
+    options = dict(colorscale=colorscale, hovertemplate=f"{hover}<extra></extra>", xgap=gap, ygap=gap, **options)
+    figure = layout(go.Figure(go.Heatmap(z=z, x=x, y=y, **options)), height)
+    figure.update_xaxes(showgrid=False)
+    figure.update_yaxes(showgrid=False, autorange="reversed")
+    return figure
+
+
+def grouped_bars(
+    x, series: Mapping[str, Sequence[float]], height: int, hover: str, colours=EXPERT_COLOURS, digits=4, **options
+) -> go.Figure:
+    """Bars side by side, one colour per entry of `series`; `hover` may hold {name}, `options` are those of go.Bar."""
+    figure = go.Figure()
+    for index, (name, values) in enumerate(series.items()):
+        figure.add_bar(
+            x=x,
+            y=[round(value, digits) for value in values],
+            name=name,
+            marker=dict(color=colours[index % len(colours)]),
+            hovertemplate=hover.replace("{name}", name) + "<extra></extra>",
+            **options,
+        )
+    return layout(figure, height, barmode="group")
+
+
+def even_line(figure: go.Figure, experts: int) -> go.Figure:
+    """`figure` with a dashed line at an even load."""
+    return figure.add_hline(y=1 / experts, line=dict(color=TEXT, width=1.5, dash="dash"))

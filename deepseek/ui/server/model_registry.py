@@ -1,9 +1,10 @@
-"""The checkpoints that readers may open, and the few that are held open.
+"""The checkpoints that users may open, and the few that are kept open.
 
-A reader's page keeps the path of its checkpoint in a gr.State; the models are held here, shared by all readers. Texts are
-written in processes of their own once one that `start_workers` began is ready.
+A user's page keeps the path of its checkpoint in a gr.State; the models are kept here, shared by all users. Requests run in
+worker processes once `start_workers` was called and the first one is ready, until then in this process.
 """
 
+import os
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -21,29 +22,30 @@ from deepseek.ui.server import access_control, zerogpu
 
 DEMO = "assets/demo"
 RUNS = Path("deepseek_checkpoints")
-PUBLIC_LIMIT = 2 * 2**30  # bytes of memory that a model from the Hub may take on a public Space
-_held = ModelCache(3)
+MAX_PUBLIC_BYTES = 2 * 2**30  # memory that a model from the Hub may take on a public Space
+NUM_WORKERS = 2
+NUM_THREADS = max(1, (os.cpu_count() or 1) // NUM_WORKERS)  # of each worker; more than there are cores only wait
+_models = ModelCache(3)
 _workers: WorkerPool | None = None
 
 
 def choices(current: str) -> list[str]:
-    """What the page was started with, the demo, then the newest commit of every run."""
-    runs = sorted(RUNS.iterdir()) if RUNS.is_dir() else []
-    newest = [str(list_checkpoints(run)[-1]) for run in runs if list_checkpoints(run)]
-    return list(dict.fromkeys([current, DEMO, *newest]))
+    """The page's own checkpoint, the demo, and the newest checkpoint of every run."""
+    runs = map(list_checkpoints, sorted(RUNS.iterdir()) if RUNS.is_dir() else [])
+    return list(dict.fromkeys([current, DEMO, *(str(checkpoints[-1]) for checkpoints in runs if checkpoints)]))
 
 
-def open_model(path: str, most: int | None = None):
-    """(model, tokenizer) of a checkpoint, kept for the next who asks: see `Held.open`."""
-    known = path in _held
-    found = _held.open(path, most)
-    if not known:
-        cached_trace.cache_clear()  # traces hold on to their models
-    return found
+def open_model(path: str, max_bytes: int | None = None):
+    """(model, tokenizer) of a checkpoint, which is kept open: see `ModelCache.get`. Raises CheckpointError."""
+    was_open = path in _models
+    opened = _models.get(path, max_bytes)
+    if not was_open:
+        cached_trace.cache_clear()  # a trace keeps its model in memory
+    return opened
 
 
 def get_model(checkpoint: str):
-    """(model, tokenizer) of a reader's checkpoint. Raises gr.Error if it cannot be opened any more."""
+    """(model, tokenizer) of a user's checkpoint. Raises gr.Error if it can no longer be opened."""
     try:
         return open_model(checkpoint)
     except CheckpointError as error:
@@ -51,49 +53,46 @@ def get_model(checkpoint: str):
 
 
 def open_requested(path: str, current: str):
-    """(model, tokenizer) of a checkpoint that a reader asks for. Raises CheckpointError.
+    """(model, tokenizer) of a checkpoint that a user asks for. Raises CheckpointError.
 
-    Anything that `load` opens, but on a public Space only what is offered, commits of runs, and Hub ids up to PUBLIC_LIMIT.
+    On a public Space it must be one of `choices`, a run's checkpoint, or a Hub id of a model up to MAX_PUBLIC_BYTES.
     """
     if not isinstance(path, str) or not path.strip():
         raise CheckpointError(f"checkpoint is {path!r:.80}; it must be a folder or a Hub id such as name/model.")
     path = path.strip()
     if not access_control.is_public():
         return open_model(path)
-    ours = (
-        path in choices(current)
-        or Path(path) in list_checkpoints(Path(path).parent)
-        and Path(path).parent.parent == RUNS
-    )
-    if Path(path).exists() and not ours:
-        offered = ", ".join(choices(current))
-        raise CheckpointError(f"checkpoint is {path!r:.80}; here it must be one of {offered}, or a Hub id.")
-    return open_model(path, None if ours else PUBLIC_LIMIT)
+    folder, offered = Path(path), choices(current)
+    if path in offered or folder in list_checkpoints(folder.parent) and folder.parent.parent == RUNS:
+        return open_model(path)
+    if folder.exists():
+        raise CheckpointError(f"checkpoint is {path!r:.80}; here it must be one of {', '.join(offered)}, or a Hub id.")
+    return open_model(path, MAX_PUBLIC_BYTES)
 
 
-@lru_cache(maxsize=2)  # the tabs look at one text in turn
+@lru_cache(maxsize=2)  # several tabs show the same text
 def cached_trace(model, tokenizer, text: str) -> Trace:
-    """The trace of a text. Raises ValueError for one that cannot be read."""
+    """The trace of a text. Raises ValueError for a text that the model cannot read."""
     return trace(model, tokenizer, text)
 
 
-def start_workers(places: int, threads: int, checkpoint: str) -> None:
-    """From now on `stream` writes in processes of their own, which begin by opening `checkpoint`."""
+def start_workers(checkpoint: str) -> None:
+    """Starts the worker processes, which open `checkpoint` first; `stream` uses them from then on."""
     global _workers
-    _workers = WorkerPool(places, threads, checkpoint)
+    _workers = WorkerPool(NUM_WORKERS, NUM_THREADS, checkpoint)
 
 
 def num_active_requests() -> int:
-    """How many texts are being written now, for all readers together."""
-    return sum(len(worker.answers) for worker in _workers.ready) if _workers else 1
+    """The number of requests being decoded now, for all users together."""
+    return _workers.num_active_requests if _workers else 1
 
 
 def stream(
     model, tokenizer, prompt, params, forced_tokens=None, interventions: Iterable[Intervention] = ()
 ) -> Iterator[TokenTrace]:
-    """`engine.stream` by a model that `opened` gave, under `interventions`."""
+    """`engine.stream` by a model of `get_model`, in the process that suits it."""
     if zerogpu.uses_borrowed_gpu(model):
         return zerogpu.stream(model.name_or_path, prompt, params, dict(forced_tokens or {}), list(interventions))
-    if _workers and _workers.ready[0].opened.is_set():  # until then a text is sooner written here
+    if _workers and _workers.ready:
         return _workers.stream(model.name_or_path, prompt, params, forced_tokens, interventions)
     return engine.stream(model, tokenizer, prompt, params, forced_tokens, interventions)

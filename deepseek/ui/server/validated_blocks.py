@@ -1,7 +1,6 @@
-"""A gr.Blocks that looks at what comes in for each component before the component does.
+"""A gr.Blocks that validates the values of an event before its components see them.
 
-gradio checks little of it (NaN passes a slider's bounds), and where it does the reader gets no sentence and the log a
-traceback.
+gradio checks little (NaN passes a slider's limits), and where it does the user gets no sentence and the log a traceback.
 """
 
 import inspect
@@ -20,63 +19,57 @@ class ValidatedBlocks(gr.Blocks):
         try:
             if block_fn.fn is None:
                 raise ValueError("this event runs in the browser alone; it must not be sent.")
-            check_number(block_fn, inputs)
-            for block, value, name in zip(block_fn.inputs, inputs, names(block_fn)):
-                block = state[block._id] if state and block._id in state and not block.stateful else block
-                check(block, value, name)
+            names = input_names(block_fn)
+            if len(inputs) != len(names) and not block_fn.cancels:
+                expected = ", ".join(names) or "none"
+                raise ValueError(f"data has {len(inputs)} values; it must have {len(names)}: {expected:.400}.")
+            for block, value, name in zip(block_fn.inputs, inputs, names):
+                current = state[block._id] if state and block._id in state and not block.stateful else block
+                if allowed := refusal(current, value):
+                    raise ValueError(f"{name} is {value!r:.60}; it must be {allowed:.200}.")
         except ValueError as error:
             raise user_error(error) from error
         try:
             return await super().preprocess_data(block_fn, inputs, state, explicit_call)
-        except Exception as error:  # what gradio makes of a value: an unsafe path, a file that is not there
+        except Exception as error:  # gradio's own refusal: an unsafe path, a missing file
             reason = getattr(error, "message", None) or " ".join(str(error).split())
             raise user_error(ValueError(f"the values of this event cannot be read: {reason:.200}")) from error
 
 
-def check_number(block_fn, inputs: list) -> None:
-    """Raises ValueError where there are more or fewer values than the function takes."""
-    if len(inputs) != len(block_fn.inputs) and not block_fn.cancels:
-        wanted = ", ".join(names(block_fn)) or "none"
-        raise ValueError(f"data has {len(inputs)} values; it must have {len(block_fn.inputs)}: {wanted:.400}.")
-
-
-def names(block_fn) -> list[str]:
-    """What the inputs of a function are called: in an endpoint as its arguments, on the page as it is written there."""
-    if all(isinstance(block, Api) for block in block_fn.inputs):
+def input_names(block_fn) -> list[str]:
+    """The names of a function's inputs: an endpoint's arguments, the labels of the page's components."""
+    if block_fn.inputs and all(isinstance(block, Api) for block in block_fn.inputs):
         return list(inspect.signature(block_fn.fn).parameters)
     blocks = block_fn.inputs
     return [getattr(b, "label", None) or getattr(b, "elem_id", None) or type(b).__name__ for b in blocks]
 
 
-def check(block: gr.blocks.Block, value, name: str) -> None:
-    """Raises ValueError naming the component, the value and what is allowed."""
-    allowed = None
+def refusal(block: gr.blocks.Block, value) -> str | None:
+    """None if the component can hold `value`, else what it can hold, in words."""
+    right, allowed = True, ""
+    # Several components may be empty, and then their functions say what is allowed.
     if isinstance(block, (gr.Slider, gr.Number)):
-        low, high = (getattr(block, bound, None) for bound in ("minimum", "maximum"))
+        low, high = block.minimum, block.maximum
         low, high = -inf if low is None else low, inf if high is None else high
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        empty = value is None and not isinstance(
-            block, gr.Slider
-        )  # a box that was cleared: the function says what is allowed
-        if not (empty or number and low <= value <= high and abs(value) < inf):
-            allowed = "a number" + (f" from {low} to {high}" if (low, high) != (-inf, inf) else "")
+        right = number and low <= value <= high and abs(value) < inf
+        right = right or value is None and not isinstance(block, gr.Slider)
+        allowed = "a number" + (f" from {low} to {high}" if (low, high) != (-inf, inf) else "")
     elif isinstance(block, gr.Checkbox):
-        allowed = None if isinstance(value, bool) else "true or false"
+        right, allowed = isinstance(value, bool), "true or false"
     elif isinstance(block, (gr.Dropdown, gr.Radio)):
-        choices = [choice for _, choice in block.choices]
+        values = [value for _, value in block.choices]
         custom = getattr(block, "allow_custom_value", False) and isinstance(value, str)
-        if not (value is None and isinstance(block, gr.Dropdown) or custom or value in choices):
-            allowed = f"one of {', '.join(map(str, choices))}"
+        right = custom or value in values or value is None and isinstance(block, gr.Dropdown)
+        allowed = f"one of {', '.join(map(str, values))}"
     elif isinstance(block, gr.Dataset):
-        if not (type(value) is int and 0 <= value < len(block.samples)):
-            allowed = f"a whole number from 0 to {len(block.samples) - 1}"
+        right = type(value) is int and 0 <= value < len(block.samples)
+        allowed = f"a whole number from 0 to {len(block.samples) - 1}"
     elif isinstance(block, (gr.File, gr.UploadButton)):
-        empty = value is None and isinstance(block, gr.File)
-        if not (empty or isinstance(value, dict) and isinstance(value.get("path"), str)):
-            allowed = "an uploaded file"
+        right = isinstance(value, dict) and isinstance(value.get("path"), str)
+        right, allowed = right or value is None and isinstance(block, gr.File), "an uploaded file"
     elif isinstance(block, (gr.Textbox, gr.HTML)):
-        allowed = None if value is None or isinstance(value, str) else "text"
-    elif isinstance(block, Api):  # whose function looks at it, but for what gradio would take for a file
-        allowed = "a value that names no file" if "gradio.FileData" in str(value) else None
-    if allowed:
-        raise ValueError(f"{name} is {value!r:.60}; it must be {allowed:.200}.")
+        right, allowed = value is None or isinstance(value, str), "text"
+    elif isinstance(block, Api):  # its function checks the rest; gradio would open what looks like a file
+        right, allowed = "gradio.FileData" not in str(value), "a value that names no file"
+    return None if right else allowed

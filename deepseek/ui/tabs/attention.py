@@ -1,155 +1,160 @@
-"""The Attention tab: where every head looked."""
+"""The Attention tab: the attention weights of every head."""
 
 import re
 
 import gradio as gr
 import torch
 
-from deepseek.interpret.trace import MAX_ATTENTION_TOKENS
+from deepseek.interpret.trace import MAX_ATTENTION_TOKENS, Trace
 from deepseek.ui.components.figure import figure
-from deepseek.ui.components.text_view import TextView, look, subject_box
 from deepseek.ui.components.token_strip import attended_line, attended_lines, event_int, token_strip
+from deepseek.ui.components.traces import trace_text
+from deepseek.ui.components.view import View, text_box
 from deepseek.ui.errors import user_error
 from deepseek.ui.generation import MODEL_QUEUE
 from deepseek.ui.plots.attention import attention_map, attention_received, attention_small
 from deepseek.ui.server import model_registry
 
-SMALL = ["all heads of this layer", "this head in all layers"]
+ALL_HEADS, ALL_LAYERS = "all heads of this layer", "this head in all layers"
 
 
-def window(text: str, tokens: int) -> tuple[int, int]:
-    """(first, last) of the range that a reader wrote, "3-40" or nothing, last excluded. Raises gr.Error."""
+def token_range(text: str, tokens: int) -> tuple[int, int]:
+    """(first, last), last excluded, of a range such as "3-40", counted from 1; empty for all. Raises gr.Error."""
     if not (text or "").strip():
         return 0, min(tokens, MAX_ATTENTION_TOKENS)
-    found = re.fullmatch(r"\s*(\d{1,9})\s*[-–]\s*(\d{1,9})\s*", text)
-    first, last = map(int, found.groups()) if found else (0, 0)
+    match = re.fullmatch(r"\s*(\d{1,9})\s*[-–]\s*(\d{1,9})\s*", text)
+    first, last = map(int, match.groups()) if match else (0, 0)
     if not 0 < first <= last <= tokens or last - first >= MAX_ATTENTION_TOKENS:
         allowed = f"it must be a range such as 1-{min(tokens, MAX_ATTENTION_TOKENS)}, within 1-{tokens}"
         raise user_error(ValueError(f"tokens are {text!r:.40}; {allowed}, of {MAX_ATTENTION_TOKENS} tokens at most."))
     return first - 1, last
 
 
-def span(name: str, first: int, last: int, most: int) -> range:
-    """The whole numbers from `first` to `last`, both in 0 to `most`. Raises gr.Error."""
-    if not (first in range(most + 1) and last in range(int(first), most + 1)):
-        message = f"{name} are {first} to {last}; they must be whole numbers from 0 to {most}, the first no larger."
-        raise user_error(ValueError(message))
+def index_range(name: str, first: int, last: int, maximum: int) -> range:
+    """The integers from `first` to `last`, both in 0 to `maximum`. Raises gr.Error."""
+    if not (first in range(maximum + 1) and last in range(int(first), maximum + 1)):
+        rule = f"they must be whole numbers from 0 to {maximum}, the first no larger"
+        raise user_error(ValueError(f"{name} are {first} to {last}; {rule}."))
     return range(int(first), int(last) + 1)
 
 
-def draw(trace, config, tokens="", layer=0, head=0, small=SMALL[0], layers=(0, 0), heads=(0, 0), token=None):
-    """The values of the tab's outputs (note, strip, large map, small maps, average, selected token) for a Trace."""
-    last_layer, last_head = config.num_hidden_layers - 1, config.num_attention_heads - 1
-    (layer,), (head,) = span("layers", layer, layer, last_layer), span("heads", head, head, last_head)
-    layers, heads = span("layers", *layers, last_layer), span("heads", *heads, last_head)
-    first, last = window(tokens, len(trace.ids))
+def last_indices(config) -> tuple[int, int]:
+    """(index of the last layer, index of the last head)."""
+    return config.num_hidden_layers - 1, config.num_attention_heads - 1
+
+
+def draw(
+    trace: Trace, config, tokens="", layer=0, head=0, small=ALL_HEADS, layers=(0, 0), heads=(0, 0), token=None
+) -> list:
+    """The values of the tab's outputs: [note, strip, large map, small maps, attention received, selected token]."""
+    last_layer, last_head = last_indices(config)
+    (layer,), (head,) = index_range("layers", layer, layer, last_layer), index_range("heads", head, head, last_head)
+    layers, heads = index_range("layers", *layers, last_layer), index_range("heads", *heads, last_head)
+    first, last = token_range(tokens, len(trace.ids))
     token = last - 1 if token not in range(first, last) else token
 
-    def seen(layer):
+    def weights_HTT(layer):
         return trace.attention(layer, first, last)[:, :, first:].cpu()
 
-    here = seen(layer)
-    if small == SMALL[0]:
-        maps, titles = here, [f"head {number}" for number in range(last_head + 1)]
+    if small == ALL_HEADS:
+        maps, titles = weights_HTT(layer), [f"head {index}" for index in range(last_head + 1)]
     else:
-        maps = torch.stack([seen(number)[head] for number in range(last_layer + 1)])
-        titles = [f"layer {number}" for number in range(last_layer + 1)]
-    average = torch.stack([seen(number)[heads.start : heads.stop] for number in layers]).mean((0, 1, 2))
+        maps = torch.stack([weights_HTT(index)[head] for index in range(last_layer + 1)])
+        titles = [f"layer {index}" for index in range(last_layer + 1)]
+    received_T = torch.stack([weights_HTT(index)[heads.start : heads.stop] for index in layers]).mean((0, 1, 2))
     names = trace.tokens[first:last]
     note = f"{len(trace.ids):,} tokens"
     if len(names) < len(trace.ids):
-        note += (
-            f" · drawn: {first + 1:,} to {last:,}; a range of at most {MAX_ATTENTION_TOKENS} can be set under “tokens”"
-        )
+        note += f" · drawn: {first + 1:,} to {last:,}; “tokens” takes a range of at most {MAX_ATTENTION_TOKENS}"
     return [
         note,
         attended_lines(trace.tokens, trace.attention(layer, first, last)[head, token - first], token),
-        attention_map(names, here[head], f"layer {layer}, head {head}", first),
+        attention_map(names, weights_HTT(layer)[head], f"layer {layer}, head {head}", first),
         attention_small(names, maps, titles, first),
-        attention_received(names, average, first),
+        attention_received(names, received_T, first),
         token,
     ]
 
 
-def build(model, tokenizer, text: str, first, checkpoint: gr.State) -> TextView:
-    """Draws the tab with Trace `first` of `text` in it."""
-    config = model.config
-    layers, heads = config.num_hidden_layers - 1, config.num_attention_heads - 1
-    start = layers // 2
-    drawn = draw(first, config, layer=start, layers=(0, layers), heads=(0, heads))
-    gr.Markdown("Each token gathers from the tokens before it, in every head of every layer. From which ones?")
-    box, button = subject_box(text)
+def build(model, text: str, first: Trace, checkpoint: gr.State, tab: gr.Tab) -> gr.Textbox:
+    """Draws the tab with Trace `first` of `text`; returns the box of the text."""
+    last_layer, last_head = last_indices(model.config)
+    *drawn, token = draw(first, model.config, layer=last_layer // 2, layers=(0, last_layer), heads=(0, last_head))
+    gr.Markdown("In every head of every layer, each token attends to the tokens before it. To which ones?")
+    box, button = text_box(text)
+
+    def slider(label, maximum, value, min_width=180):
+        return gr.Slider(0, maximum, value=value, step=1, label=label, min_width=min_width)
+
     with gr.Row():
-        layer = gr.Slider(0, layers, value=start, step=1, label="layer", min_width=200)
-        head = gr.Slider(0, heads, value=0, step=1, label="head", min_width=200)
-        tokens = gr.Textbox(
-            "", label="tokens", placeholder=f"all, or a range of up to {MAX_ATTENTION_TOKENS}: 1-40", min_width=200
-        )
+        layer = slider("layer", last_layer, last_layer // 2, 200)
+        head = slider("head", last_head, 0, 200)
+        hint = f"all, or a range of up to {MAX_ATTENTION_TOKENS}: 1-40"
+        tokens = gr.Textbox("", label="tokens", placeholder=hint, min_width=200)
     note = gr.Markdown(drawn[0])
-    chosen = gr.State((text, drawn[-1]), time_to_live=3600)  # the text drawn and the token selected in it
+    selected = gr.State((text, token), time_to_live=3600)  # the text drawn, and the token selected in it
     gr.Markdown(
-        "### What one token looked at\nClick a token: the stronger another one's colour, the more this head took from it."
+        "### Attention of one token\nClick a token: the stronger a token's colour, the larger its weight in this head."
     )
     strip = token_strip(
-        "attention-strip", "attention", "the text, coloured by what the selected token looked at", drawn[1]
+        "attention-strip", "attention", "the text, coloured by the selected token's attention", drawn[1]
     )
-    gr.Markdown("### One head\nEach row is a token; its columns are the tokens it looked at.")
-    large = figure(drawn[2], "attention", elem_classes="wide", elem_id="attention")
+    gr.Markdown("### One head\nEach row is a token; its columns are the tokens it attends to.")
+    large = figure(drawn[2], "attention", elem_classes="wide")
     gr.Markdown("### Many heads")
-    small = gr.Radio(SMALL, value=SMALL[0], show_label=False, container=False)
-    maps = figure(drawn[3], "attention-maps", elem_id="attention-maps")
+    small = gr.Radio([ALL_HEADS, ALL_LAYERS], value=ALL_HEADS, show_label=False, container=False)
+    maps = figure(drawn[3], "attention-maps")
     gr.Markdown(
-        "### On average\nThe share of the attention that each token received: the mean over these layers, these heads, "
-        "and all tokens drawn. (A text's first tokens are there for every later one to look at, its last ones are not.)"
+        "### Attention received\nThe weight that each token received: the mean over these layers, these heads, and all tokens "
+        "drawn. (Every later token can attend to a text's first tokens; only the last can attend to its last.)"
     )
     with gr.Row():
-        ranges = [
-            gr.Slider(0, most, value=value, step=1, label=label, min_width=180)
-            for label, most, value in (
-                ("layers from", layers, 0),
-                ("to", layers, layers),
-                ("heads from", heads, 0),
-                ("to", heads, heads),
-            )
-        ]
-    average = figure(drawn[4], "attention-received", elem_classes="wide", elem_id="attention-received")
+        layer_range = [slider("layers from", last_layer, 0), slider("to", last_layer, last_layer)]
+        head_range = [slider("heads from", last_head, 0), slider("to", last_head, last_head)]
+    received = figure(drawn[4], "attention-received", elem_classes="wide")
 
-    def redraw(model, tokenizer, text, tokens, layer, head, small, layer_a, layer_b, head_a, head_b, chosen):
-        trace = look(model, tokenizer, text)
-        token = chosen[1] if chosen[0] == text else None
-        ranges = (layer_a, layer_b), (head_a, head_b)
+    def redraw(
+        model, tokenizer, text, tokens, small, selected, layer, head, first_layer, last_layer, first_head, last_head
+    ):
+        trace = trace_text(model, tokenizer, text)
+        token = selected[1] if selected[0] == text else None
+        ranges = (first_layer, last_layer), (first_head, last_head)
         *drawn, token = draw(trace, model.config, tokens, layer, head, small, *ranges, token)
-        return [*drawn, (text, token)]
+        yield [*drawn, (text, token)]
 
     def fit(model):
-        layers, heads = model.config.num_hidden_layers - 1, model.config.num_attention_heads - 1
-        sliders = ((layers, layers // 2), (heads, 0), (layers, 0), (layers, layers), (heads, 0), (heads, heads))
-        one, two, *rest = (gr.update(maximum=most, value=value) for most, value in sliders)
-        return [gr.update(value=""), one, two, gr.skip(), *rest]
+        last_layer, last_head = last_indices(model.config)
+        limits = ((last_layer, last_layer // 2), (last_head, 0),
+                  (last_layer, 0), (last_layer, last_layer), (last_head, 0), (last_head, last_head))  # fmt: skip
+        return [dict(value=""), *(dict(maximum=maximum, value=value) for maximum, value in limits)]
 
-    def select(checkpoint, chosen, tokens, layer, head, shown, event: gr.EventData):
-        """Colours the text by what the clicked token looked at."""
+    def select(checkpoint, selected, tokens, layer, head, lines, event: gr.EventData):
+        """Colours the text by the attention of the clicked token."""
         model, tokenizer = model_registry.get_model(checkpoint)
-        text, index = chosen[0], event_int(event, "index")
-        trace = look(model, tokenizer, text)
-        if index not in range(len(trace.ids)):
+        text, token = selected[0], event_int(event, "index")
+        trace = trace_text(model, tokenizer, text)
+        if token not in range(len(trace.ids)):
             return gr.skip(), gr.skip()
-        (layer,) = span("layers", layer, layer, model.config.num_hidden_layers - 1)
-        (head,) = span("heads", head, head, model.config.num_attention_heads - 1)
-        first, last = window(tokens, len(trace.ids))
-        if index not in range(first, last):
-            first, last = index, index + 1
-        weights = trace.attention(layer, first, last)[head, index - first]
-        return (shown or "") + attended_line(weights, index), (text, index)
+        last_layer, last_head = last_indices(model.config)
+        (layer,), (head,) = index_range("layers", layer, layer, last_layer), index_range("heads", head, head, last_head)
+        first, last = token_range(tokens, len(trace.ids))
+        if token not in range(first, last):
+            first, last = token, token + 1
+        weights_T = trace.attention(layer, first, last)[head, token - first]
+        return (lines or "") + attended_line(weights_T, token), (text, token)
 
     strip.select(
         select,
-        [checkpoint, chosen, tokens, layer, head, strip],
-        [strip, chosen],
+        [checkpoint, selected, tokens, layer, head, strip],
+        [strip, selected],
         show_progress="hidden",
         trigger_mode="multiple",
         api_visibility="private",
         **MODEL_QUEUE,
     )
-    choices = [tokens, layer, head, small, *ranges, chosen]
-    return TextView(box, button, redraw, [note, strip, large, maps, average, chosen], choices, fit)
+    sliders = [layer, head, *layer_range, *head_range]
+    inputs, outputs = [box, tokens, small, selected, *sliders], [note, strip, large, maps, received, selected]
+    view = View(redraw, inputs, outputs, num_watched=1, fitted=[tokens, *sliders], fit=fit)
+    requested = [button.click, box.submit, tokens.submit, small.input, *(slider.release for slider in sliders)]
+    view.connect(checkpoint, requested, [tab.select], (checkpoint.value, text))
+    return box

@@ -1,172 +1,134 @@
-"""The Intervene tab: an expert switched off or forced, what the text becomes, and which experts a text needs."""
-
-import time
+"""The Intervene tab: a sample with one expert ablated or forced, and the effect of each ablation on the loss of a text."""
 
 import gradio as gr
 
-from deepseek.interpret.interventions import Intervention, ablation_effects
+from deepseek.interpret.interventions import Intervention
 from deepseek.interpret.trace import routers
 from deepseek.model.config import num_experts
 from deepseek.ui.components import sampler_controls
 from deepseek.ui.components.figure import figure
 from deepseek.ui.components.token_strip import token_strip
-from deepseek.ui.errors import user_error
-from deepseek.ui.generation import (
-    DEADLINE_S,
-    GENERATION_QUEUE,
-    MODEL_QUEUE,
-    UNQUEUED,
-    first_difference,
-    generate,
-    interleave,
-)
+from deepseek.ui.components.traces import ablate_layers
+from deepseek.ui.components.view import View
+from deepseek.ui.generation import GENERATION_QUEUE, UNQUEUED, Generation, first_difference, generate, interleave
 from deepseek.ui.plots.routing import ablation_bars
-from deepseek.ui.server import model_registry
 
-DENSE = "This model is dense: it has no experts to switch off."
-EVERY = -1  # the choice of all layers; a dropdown takes no None
-HELP = """**Off**: the expert does not run; for each token that had chosen it, the router's next best takes its place.
-**Force**: it runs for every token, in the place of the weakest chosen one. The weights follow the router's scores and add up
-to what they did before. Nobody else's text is touched: the change holds for this text alone."""
-
-
-def choices(model) -> tuple[dict, dict]:
-    """(of the expert's dropdown, of a layer's dropdown): choices and value."""
-    router = routers(model)
-    experts = num_experts(model.config) if router else 0
-    layers = [("every layer", EVERY), *((f"layer {layer}", layer) for layer in sorted(router))]
-    expert = dict(choices=[(f"expert {e}", e) for e in range(experts)], value=0 if experts else None)
-    return expert, dict(choices=layers, value=EVERY)
+DENSE = "This model is dense: it has no experts to ablate."
+EVERY_LAYER = -1  # a dropdown takes no None
+HELP = """**Ablate**: the expert does not run; each token that had chosen it gets the router's next best expert.
+**Force**: every token runs it, in place of its lowest-ranked chosen expert. The weights follow the router's scores and keep
+their sum. The change holds for this sample alone; other users' samples are untouched."""
 
 
-def beside(model, tokenizer, prompt, params, change: Intervention):
-    """`in_turn` of the untouched text and the changed one."""
-    plain = generate(model, tokenizer, prompt, params)
-    return interleave([plain, generate(model, tokenizer, prompt, params, interventions=[change])])
+def expert_choices(model) -> dict:
+    """Choices and value of the dropdown of experts."""
+    experts = num_experts(model.config) if routers(model) else 0
+    return dict(choices=[(f"expert {expert}", expert) for expert in range(experts)], value=0 if experts else None)
 
 
-def verdict(plain, changed) -> str:
-    """One line on where two Generations part."""
-    place = first_difference(plain, changed)
-    if place is None:
-        return f"The same text, all {len(plain.tokens)} tokens of it."
-    same = sum(one.id == other.id for one, other in zip(plain.tokens, changed.tokens))
-    return f"They part at token {place + 1}; {same} of {len(plain.tokens)} tokens are the same in the same place."
+def layer_choices(model) -> dict:
+    """Choices and value of a dropdown of MoE layers."""
+    layers = [("every layer", EVERY_LAYER), *((f"layer {layer}", layer) for layer in sorted(routers(model)))]
+    return dict(choices=layers, value=EVERY_LAYER)
 
 
-def measured(model, tokenizer, text, layer: int):
-    """Yields (figure, note) of the loss with each expert off in turn, layer by layer or at one. Raises gr.Error."""
+def side_by_side(model, tokenizer, prompt, params, intervention: Intervention):
+    """`interleave` of the original sample and the one under `intervention`. Raises gr.Error."""
+    original = generate(model, tokenizer, prompt, params)
+    return interleave([original, generate(model, tokenizer, prompt, params, interventions=[intervention])])
+
+
+def verdict(original: Generation, changed: Generation) -> str:
+    """One line on the first difference of two samples."""
+    position = first_difference(original, changed)
+    if position is None:
+        return f"The samples are identical, all {len(original.tokens)} tokens."
+    same = sum(a.id == b.id for a, b in zip(original.tokens, changed.tokens))
+    return f"The samples diverge at token {position + 1}; {same} of {len(original.tokens)} tokens are equal at the same position."
+
+
+def measure_ablations(model, tokenizer, text, layer: int):
+    """Yields (figure, note) of the change in loss with each expert of one layer, or of every layer, ablated. Raises gr.Error."""
     if not routers(model):
         yield None, DENSE
         return
-    for rows in losses(model, tokenizer, text, sorted(routers(model)) if layer == EVERY else [layer]):
-        ranked = sorted(((change, here, e) for here, row in rows.items() for e, change in enumerate(row)), reverse=True)
-        most = ", ".join(f"expert {e} of layer {here} ({change:+.3f})" for change, here, e in ranked[:3])
-        yield ablation_bars(list(rows.values()), list(rows)), f"Needed most, in nats a token: {most}."
-
-
-def losses(model, tokenizer, text, wanted: list[int]):
-    """Yields {layer: change in loss with each of its experts off}, a layer more each time, within DEADLINE seconds.
-
-    Raises gr.Error.
-    """
-    rows, began = {}, time.monotonic()
-    try:
-        if not isinstance(text, str):
-            raise ValueError(f"text is {text!r:.60}; it must be text.")
-        if not set(wanted) <= set(routers(model)):
-            raise ValueError(f"layer is {wanted[0]!r:.20}; it must be one that has experts.")
-        for here, _, change in ablation_effects(model, tokenizer, text, wanted):
-            row = rows.setdefault(here, [])
-            row.append(change)
-            if len(row) == len(routers(model)[here].weight):
-                yield rows
-            if time.monotonic() - began > DEADLINE_S:
-                raise ValueError(f"measuring took over {DEADLINE_S} seconds; choose one layer or a shorter text.")
-    except ValueError as error:
-        raise user_error(error) from error
+    layers = sorted(routers(model)) if layer == EVERY_LAYER else [layer]
+    for rows in ablate_layers(model, tokenizer, text, layers):
+        effects = [(effect, layer, expert) for layer, row in rows.items() for expert, effect in enumerate(row)]
+        top = (
+            f"expert {expert} of layer {layer} ({effect:+.3f})"
+            for effect, layer, expert in sorted(effects, reverse=True)[:3]
+        )
+        yield ablation_bars(list(rows.values()), list(rows)), f"Largest effect, in nats per token: {', '.join(top)}."
 
 
 def build(model, prompt: str, checkpoint: gr.State, tab: gr.Tab) -> None:
-    """Draws the tab; both panels are filled when it is first opened, and again for another checkpoint."""
-    expert_choices, layer_choices = choices(model)
-    gr.Markdown("Switch an expert off, or make every token use it. What does the model write then, from the same seed?")
+    """Draws the tab; both panels are computed when it is first opened, and again for another checkpoint."""
+    gr.Markdown(
+        "Ablate an expert, or force every token to use it. What does the model generate then, from the same seed?"
+    )
     box = gr.Textbox(prompt, label="prompt", lines=2, max_lines=6)
     with gr.Row():
-        action = gr.Radio([("switch off", "off"), ("force", "force")], value="off", label="what to do", min_width=200)
-        expert = gr.Dropdown(**expert_choices, label="expert", min_width=120)
-        layer = gr.Dropdown(**layer_choices, label="at", min_width=120)
+        action = gr.Radio([("ablate", "off"), ("force", "force")], value="off", label="intervention", min_width=200)
+        expert = gr.Dropdown(**expert_choices(model), label="expert", min_width=120)
+        layer = gr.Dropdown(**layer_choices(model), label="at", min_width=120)
         seed = gr.Number(7, label="seed of both", min_width=120)
     with gr.Row():
-        go = gr.Button("Write both", variant="primary", min_width=120)
+        generate_button = gr.Button("Generate both", variant="primary", min_width=120)
         stop = gr.Button("Stop", min_width=120)
     strips = []
     with gr.Row():
-        for name in ("untouched", "changed"):
+        for name in ("original", "changed"):
             with gr.Column(min_width=320):
                 gr.Markdown(f"### {name.capitalize()}")
-                help = f"text {name}, token by token; the bar marks the first token that differs"
+                help = f"{name} sample, token by token; the bar marks the first token that differs"
                 strips.append(token_strip(f"strip-{name}", "probability", help, ""))
     note = gr.Markdown(elem_id="intervene-note")
-    with gr.Accordion("what off and force mean", open=False):
+    with gr.Accordion("what ablate and force do", open=False):
         gr.Markdown(HELP)
-    with gr.Accordion("settings of the sampler", open=False):
+    with gr.Accordion("sampler settings", open=False):
         preset, settings = sampler_controls.sampler_controls()
         settings["max_new_tokens"].value = 64
         sampler_controls.apply_preset(preset, settings)
     gr.Markdown(
-        "### Which expert a text needs\nThe loss on this text with one expert off, less the loss with none off. "
-        "Above 0: the text is harder without it."
+        "### Effect of each expert\nThe loss on this text with one expert ablated, less the loss with none ablated. "
+        "Above 0: the text needs the expert."
     )
     text = gr.Textbox(prompt + " there was a little fox. She wanted to play.", label="text", lines=2, max_lines=8)
-    where = gr.Dropdown(**layer_choices, label="experts of")
+    where = gr.Dropdown(**layer_choices(model), label="experts of")
     with gr.Row():
         measure = gr.Button("Measure", variant="primary", min_width=120)
-        halt = gr.Button("Stop measuring", min_width=120)
-    found = gr.Markdown(elem_id="needed-note")
-    plot = figure(None, "loss-change", elem_classes="wide", elem_id="loss-change")
-    drawn = gr.State("", time_to_live=3600)
+        stop_measuring = gr.Button("Stop measuring", min_width=120)
+    ablation_note = gr.Markdown(elem_id="ablation-note")
+    plot = figure(None, "loss-change", elem_classes="wide")
 
-    def write(checkpoint, prompt, action, expert, layer, seed, *values):
-        model, tokenizer = model_registry.get_model(checkpoint)
+    def redraw_samples(model, tokenizer, prompt, action, expert, layer, seed, *values):
         params = sampler_controls.to_params(settings, values, seed, locked=True)
         if not routers(model):
-            yield "", "", DENSE
+            yield ["", "", DENSE]
             return
-        change = Intervention(expert, action, None if layer == EVERY else layer)
-        for plain, changed in beside(model, tokenizer, prompt, params, change):
-            yield plain.strip, changed.strip, ""
-        yield plain.strip, changed.strip, verdict(plain, changed)
+        intervention = Intervention(expert, action, None if layer == EVERY_LAYER else layer)
+        for original, changed in side_by_side(model, tokenizer, prompt, params, intervention):
+            yield [original.strip, changed.strip, ""]
+        yield [original.strip, changed.strip, verdict(original, changed)]
 
-    def needed(checkpoint, text, layer):
-        yield from measured(*model_registry.get_model(checkpoint), text, layer)
-
-    inputs, outputs = [checkpoint, box, action, expert, layer, seed, *settings.values()], [*strips, note]
-    options = dict(api_visibility="private", show_progress="hidden", **GENERATION_QUEUE)
-    events = [go.click(write, inputs, outputs, **options), box.submit(write, inputs, outputs, **options)]
-    loss_inputs, loss_outputs = [checkpoint, text, where], [plot, found]
-    measuring = measure.click(needed, loss_inputs, loss_outputs, api_visibility="private", **MODEL_QUEUE)
-
-    def write_when_new(drawn, checkpoint, *values):
-        if drawn == checkpoint:
-            yield [gr.skip() for _ in outputs]
-        else:
-            yield from write(checkpoint, *values)
-
-    def needed_when_new(drawn, checkpoint, *values):
-        if drawn == checkpoint:
-            yield gr.skip(), gr.skip()
-        else:
-            yield from needed(checkpoint, *values)
-
-    first = tab.select(write_when_new, [drawn, *inputs], outputs, **options)
-    second = first.then(needed_when_new, [drawn, *loss_inputs], loss_outputs, api_visibility="private", **MODEL_QUEUE)
-    second.then(lambda checkpoint: checkpoint, checkpoint, drawn, **UNQUEUED)
-    stop.click(None, cancels=[*events, first], **UNQUEUED)
-    halt.click(None, cancels=[measuring, second], **UNQUEUED)
-
-    def fit(checkpoint):
-        expert, layer = (gr.update(**each) for each in choices(model_registry.get_model(checkpoint)[0]))
-        return expert, layer, layer
-
-    checkpoint.change(fit, checkpoint, [expert, layer, where], **UNQUEUED)
+    samples = View(
+        redraw_samples,
+        [box, action, expert, layer, seed, *settings.values()],
+        [*strips, note],
+        fitted=[expert, layer],
+        fit=lambda model: [expert_choices(model), layer_choices(model)],
+    )
+    generate_events = [generate_button.click, box.submit]
+    queue = dict(show_progress="hidden", **GENERATION_QUEUE)
+    requested, opened = samples.connect(checkpoint, generate_events, [tab.select], None, **queue)
+    effects = View(
+        measure_ablations,
+        [text, where],
+        [plot, ablation_note],
+        fitted=[where],
+        fit=lambda model: [layer_choices(model)],
+    )
+    measured, measured_after = effects.connect(checkpoint, [measure.click], [opened[0].then], None)
+    stop.click(None, cancels=[*requested, *opened], **UNQUEUED)
+    stop_measuring.click(None, cancels=[*measured, *measured_after], **UNQUEUED)

@@ -1,7 +1,6 @@
-"""A longer text, in the Experts tab: the tokens of each expert, experts that fire together, and the flow across layers."""
+"""Long text, in the Experts tab: vocabulary specialization, co-activation and transitions of experts."""
 
-import time
-from pathlib import Path
+from statistics import fmean
 
 import gradio as gr
 
@@ -10,133 +9,97 @@ from deepseek.interpret.routing_stats import MAX_CHARACTERS, LongTrace
 from deepseek.interpret.trace import routers
 from deepseek.model import load_balancing
 from deepseek.ui.components.figure import figure
+from deepseek.ui.components.traces import example_text, trace_long
+from deepseek.ui.components.view import View
 from deepseek.ui.errors import user_error
-from deepseek.ui.generation import DEADLINE_S, MODEL_QUEUE, UNQUEUED
+from deepseek.ui.generation import UNQUEUED
 from deepseek.ui.plots import long_text as plots
-from deepseek.ui.server import model_registry
-
-TEXTS = Path(__file__).parents[3] / "assets" / "texts"
-EXAMPLES = ("story", "encyclopedia", "code")
-STALE = "Another checkpoint is open now: read the text again with it."
 
 
-def example(name: str) -> str:
-    """The text of one of EXAMPLES."""
-    return (TEXTS / f"{name}.txt").read_text("utf-8").strip()
+def draw(traced: LongTrace, layer: int) -> list:
+    """[note, vocabulary specialization and co-activation at `layer`, transitions between the layers] of a LongTrace."""
+    if not traced.routing:
+        return [f"{len(traced.tokens):,} tokens · this model is dense: it has no experts.", None, None, None]
+    violations = [float(load_balancing.max_violation(count)) for count in routing_stats.expert_counts(traced.routing)]
+    note = f"{len(traced.tokens):,} tokens · on average over the layers the largest load is {1 + fmean(violations):.1f} × even"
+    counts = routing_stats.transitions(traced.routing)
+    if len(counts) > plots.MAX_TRANSITIONS:
+        note += f" · the {plots.MAX_TRANSITIONS} widest of {len(counts):,} transitions are drawn"
+    return [note, *draw_layer(traced, layer), plots.transitions(counts, traced.routing) if counts else None]
 
 
-def examples(model, tokenizer) -> dict[str, LongTrace]:
-    """All EXAMPLES, read."""
-    return {name: read_long_text(model, tokenizer, example(name)) for name in EXAMPLES}
-
-
-def read_long_text(model, tokenizer, text, tell=lambda part: None) -> LongTrace:
-    """`routing.read` within DEADLINE seconds, telling the part done. Raises gr.Error."""
-    began = time.monotonic()
-
-    def step(part):
-        if time.monotonic() - began > DEADLINE_S:
-            raise ValueError(f"text took over {DEADLINE_S} seconds to read; it must be shorter.")
-        tell(part)
-
-    try:
-        if not isinstance(text, str):
-            raise ValueError(f"text is {text!r:.60}; it must be text.")
-        return routing_stats.trace_long_text(model, tokenizer, text, step)
-    except ValueError as error:
-        raise user_error(error) from error
-
-
-def draw(reading: LongTrace, layer: int):
-    """(note, tokens of each expert and pairs of experts at `layer`, flow across the layers) of a Reading."""
-    if not reading.routing:
-        return f"{len(reading.tokens):,} tokens · this model is dense: it has no experts.", None, None, None
-    violations = [float(load_balancing.max_violation(count)) for count in routing_stats.expert_counts(reading.routing)]
-    note = (
-        f"{len(reading.tokens):,} tokens · in the mean over the layers the busiest expert has "
-        f"{1 + sum(violations) / len(violations):.1f} × an even share"
-    )
-    steps = routing_stats.transitions(reading.routing)
-    if len(steps) > plots.MAX_TRANSITIONS:
-        note += f" · of {len(steps):,} bands from layer to layer the {plots.MAX_TRANSITIONS} broadest are drawn"
-    return note, *at_layer(reading, layer), plots.transitions(steps, reading.routing) if steps else None
-
-
-def at_layer(reading: LongTrace, layer: int):
-    """(tokens of each expert, pairs of experts) at one layer."""
-    here = next((one for one in reading.routing if one.layer == layer), None)
-    if here is None:
+def draw_layer(traced: LongTrace, layer: int) -> tuple:
+    """(vocabulary specialization, co-activation) at one layer; None for what the model does not have."""
+    routing = next((routing for routing in traced.routing if routing.layer == layer), None)
+    if routing is None:
         return None, None
-    favourites = plots.vocabulary_specialization(routing_stats.vocabulary_specialization(reading.tokens, here))
-    return favourites, plots.co_activation(routing_stats.co_activation(here)) if here.indices.shape[1] > 1 else None
+    vocabulary = plots.vocabulary_specialization(routing_stats.vocabulary_specialization(traced.tokens, routing))
+    several = routing.indices.shape[1] > 1
+    return vocabulary, plots.co_activation(routing_stats.co_activation(routing)) if several else None
 
 
 def layer_choices(model) -> dict:
-    """Choices and first value of a dropdown of the layers that have experts."""
+    """Choices and first value of a dropdown of the MoE layers."""
     layers = sorted(routers(model))
     return dict(choices=[(f"layer {layer}", layer) for layer in layers], value=layers[-1] if layers else None)
 
 
-def build(model, first: LongTrace, checkpoint: gr.State) -> None:
-    """Draws the sub-tab with the example "encyclopedia" in it, already read as `first`."""
-    options = layer_choices(model)
-    note, favourites, pairs, flow = draw(first, options["value"])
-    reading = gr.State(first, time_to_live=3600)
-    gr.Markdown("A longer text shows habits: which tokens an expert keeps taking, and which experts work together.")
+def read_file(file: str) -> str:
+    """The text of an uploaded file. Raises gr.Error if it is not text or too long."""
+    try:
+        with open(file, encoding="utf-8-sig") as opened:
+            text = opened.read(MAX_CHARACTERS + 1)
+        if len(text) > MAX_CHARACTERS:
+            rule = f"it must have at most {MAX_CHARACTERS:,}"
+            raise ValueError(f"the file has more than {MAX_CHARACTERS:,} characters; {rule}.")
+        return text
+    except (OSError, UnicodeDecodeError) as error:
+        raise user_error(ValueError("the file is not text in UTF-8; it must be.")) from error
+    except ValueError as error:
+        raise user_error(error) from error
+
+
+def build(model, first: LongTrace, checkpoint: gr.State, opened: list, sub_tab: tuple) -> None:
+    """Draws the sub-tab with the example "encyclopedia", traced as `first`."""
+    layers = layer_choices(model)
+    note, vocabulary, co_activation, transitions = draw(first, layers["value"])
+    traced = gr.State(first, time_to_live=3600)
+    gr.Markdown("A longer text shows habits: which tokens an expert specializes in, and which experts work together.")
     box = gr.Textbox(
-        example("encyclopedia"),
+        example_text("encyclopedia"),
         label="text",
-        info=f"at most {MAX_CHARACTERS:,} characters; read in pieces as long as the model's context",
+        info=f"at most {MAX_CHARACTERS:,} characters; traced in windows as long as the model's context",
         lines=4,
         max_lines=8,
     )
     with gr.Row():
-        go = gr.Button("Read", variant="primary", min_width=120)
+        button = gr.Button("Trace", variant="primary", min_width=120)
         upload = gr.UploadButton("Open a text file", file_types=["text"], min_width=120)
-    note = gr.Markdown(note, elem_id="longer-note")
-    layer = gr.Dropdown(**options, label="layer")
+    note = gr.Markdown(note, elem_id="long-text-note")
+    layer = gr.Dropdown(**layers, label="layer")
     gr.Markdown(
-        "### What each expert takes\nIts most frequent tokens, from left to right. "
-        "Hover: how many of all of them in the text it took."
+        "### Vocabulary specialization\nThe tokens that each expert processes most often, from left to right. "
+        "Hover: how many of all their occurrences."
     )
-    favourites = figure(favourites, "expert-tokens", elem_classes=["wide", "inked"], elem_id="expert-tokens")
+    vocabulary = figure(vocabulary, "expert-tokens", elem_classes=["wide", "inked"])
     gr.Markdown(
-        "### Which experts fire together\nHow often two were chosen for the same token, over what their loads alone "
-        "would give: above 1 they go together, below 1 they avoid each other."
+        "### Co-activation\nHow often two experts are chosen for the same token, relative to what their loads alone predict: "
+        "above 1 they work together, below 1 they avoid each other."
     )
-    pairs = figure(pairs, "expert-pairs", elem_classes="inked", elem_id="expert-pairs")
+    co_activation = figure(co_activation, "expert-pairs", elem_classes="inked")
     gr.Markdown(
-        "### From layer to layer\nBands of tokens, from the first expert of one layer to that of the next; layer:expert."
+        "### Transitions\nBands of tokens from the top expert of one layer to the top expert of the next. "
+        "Labels are layer:expert."
     )
-    flow = figure(flow, "expert-flow", elem_classes="wide", elem_id="expert-flow")
+    transitions = figure(transitions, "expert-flow", elem_classes="wide")
 
-    def run(checkpoint, text, layer, progress=gr.Progress()):  # noqa: B008 (gradio looks for it there)
-        model, tokenizer = model_registry.get_model(checkpoint)
-        reading = read_long_text(model, tokenizer, text, lambda part: progress(part, desc="reading"))
-        return reading, *draw(reading, layer)
+    def redraw(model, tokenizer, text, layer):
+        progress = gr.Progress()
+        traced = trace_long(model, tokenizer, text, lambda fraction: progress(fraction, desc="tracing"))
+        yield [traced, *draw(traced, layer)]
 
-    go.click(
-        run, [checkpoint, box, layer], [reading, note, favourites, pairs, flow], api_visibility="private", **MODEL_QUEUE
-    )
-    layer.input(at_layer, [reading, layer], [favourites, pairs], **UNQUEUED)
-    upload.upload(opened, upload, box, **UNQUEUED)
-
-    def renew(checkpoint):
-        model, _ = model_registry.get_model(checkpoint)
-        return [STALE, gr.update(**layer_choices(model)), LongTrace([], []), None, None, None]
-
-    checkpoint.change(renew, checkpoint, [note, layer, reading, favourites, pairs, flow], **UNQUEUED)
-
-
-def opened(file: str) -> str:
-    """The text of an uploaded file. Raises gr.Error for one that is no text or too long."""
-    try:
-        with open(file, encoding="utf-8-sig") as opened:
-            text = opened.read(MAX_CHARACTERS + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        raise user_error(ValueError("the file is not text in UTF-8; it must be.")) from error
-    if len(text) > MAX_CHARACTERS:
-        raise user_error(
-            ValueError(f"the file has more than {MAX_CHARACTERS:,} characters; it must have at most that many.")
-        )
-    return text
+    outputs = [traced, note, vocabulary, co_activation, transitions]
+    view = View(redraw, [box, layer], outputs, fitted=[layer], fit=lambda model: [layer_choices(model)])
+    view.connect(checkpoint, [button.click], opened, (checkpoint.value,), sub_tab)
+    layer.input(draw_layer, [traced, layer], [vocabulary, co_activation], **UNQUEUED)
+    upload.upload(read_file, upload, box, **UNQUEUED)

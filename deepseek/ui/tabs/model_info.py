@@ -1,4 +1,4 @@
-"""The Model tab: opens a checkpoint on all tabs, and tells what it is, what it costs, and where it came from."""
+"""The Model tab: opens a checkpoint on all tabs, and shows its architecture, size and origin."""
 
 from pathlib import Path
 
@@ -7,24 +7,25 @@ import gradio as gr
 from deepseek.checkpoints.loading import CheckpointError, fingerprint
 from deepseek.interpret.trace import context_length, routers
 from deepseek.model.config import kv_cache_elements_per_token, num_experts, parameter_counts
+from deepseek.ui.components.view import checkpoint_choice
 from deepseek.ui.errors import user_error
 from deepseek.ui.generation import MODEL_QUEUE, UNQUEUED
 from deepseek.ui.server import model_registry
 
-KEEP_IN_ADDRESS = """path => {
+SET_ADDRESS = """path => {
   const address = new URL(location.origin + location.pathname);
   address.searchParams.set('checkpoint', path);
   history.replaceState(null, '', address);
-}"""  # so that a reload opens it again
+}"""  # so that a reload opens the checkpoint again
 
 
 def headline(path: str) -> str:
-    """One line of Markdown that names the model; the path is only ever text."""
+    """One line of Markdown that names the model; the path is shown as code, so that none of it is markup."""
     return f"A language model, running here: `{path.replace('`', ' ')}`"
 
 
 def origin(path: str) -> str:
-    """Where a checkpoint came from, in words."""
+    """Where a checkpoint comes from, in words."""
     folder = Path(path)
     if path == model_registry.DEMO:
         return "this project's demo, trained by its own command line; the card below says how"
@@ -34,42 +35,33 @@ def origin(path: str) -> str:
 
 
 def facts(model) -> list[list[str]]:
-    """Rows (what, value) about a model; what a family of models does not have is left out."""
-    config = model.config
+    """Rows (what, value) about a model, without those that its architecture does not have."""
+    config, path = model.config, model.name_or_path
     total, active = parameter_counts(model)
-    context = context_length(model)
-    rows = [
-        ["checkpoint", f"{model.name_or_path}, weights {fingerprint(model.name_or_path)[:12]}"],
-        ["came from", origin(model.name_or_path)],
-        ["architecture", f"{type(model).__name__}, computing in {str(model.dtype).removeprefix('torch.')}"],
-        ["parameters", f"{total / 1e6:.1f} M, {active / 1e6:.1f} M of them used for one token"],
-        ["layers", f"{config.num_hidden_layers}, {config.hidden_size} wide, {config.num_attention_heads} heads"],
-        ["vocabulary", f"{config.vocab_size:,} tokens"],
-    ]
-    if context:
-        rows.append(["context", f"{context:,} tokens in a text"])
-    experts = num_experts(config)
+    context, experts = context_length(model), num_experts(config)
+    scale = model.dtype.itemsize * config.num_hidden_layers
+    cached, uncompressed = (elements * scale for elements in kv_cache_elements_per_token(config))
+    expert_row, per_token, per_context = "none: the model is dense", ", as keys and values", ""
     if experts:
         shared = getattr(config, "n_shared_experts", None) or "no"
-        rows.append(
-            [
-                "experts",
-                f"{experts} routed in each of {len(routers(model))} layers, {config.num_experts_per_tok} of them "
-                f"and {shared} shared one a token",
-            ]
-        )
-    else:
-        rows.append(["experts", "none: the model is dense"])
-    kept, uncompressed = (
-        n * model.dtype.itemsize * config.num_hidden_layers for n in kv_cache_elements_per_token(config)
-    )
-    latent = kept != uncompressed
-    beside = f" as latents, {uncompressed:,} for the same heads uncompressed" if latent else ", as keys and values"
-    rows.append(["cache of a token", f"{kept:,} bytes{beside}"])
-    if context:
-        beside = f", {uncompressed * context / 2**20:.1f} MiB uncompressed" if latent else ""
-        rows.append(["cache of a full context", f"{kept * context / 2**20:.1f} MiB{beside}"])
-    return rows
+        expert_row = f"{experts} routed in each of {len(routers(model))} layers, {config.num_experts_per_tok} of them "
+        expert_row += f"and {shared} shared active per token"
+    if cached != uncompressed:
+        per_token = f" as latents, {uncompressed:,} for the same heads uncompressed"
+        per_context = f", {uncompressed * (context or 0) / 2**20:.1f} MiB uncompressed"
+    rows = [
+        ["checkpoint", f"{path}, weights {fingerprint(path)[:12]}"],
+        ["origin", origin(path)],
+        ["architecture", f"{type(model).__name__}, computing in {str(model.dtype).removeprefix('torch.')}"],
+        ["parameters", f"{total / 1e6:.1f} M, {active / 1e6:.1f} M active per token"],
+        ["layers", f"{config.num_hidden_layers}, {config.hidden_size} wide, {config.num_attention_heads} heads"],
+        ["vocabulary", f"{config.vocab_size:,} tokens"],
+        ["context", f"{context:,} tokens" if context else ""],
+        ["experts", expert_row],
+        ["KV cache per token", f"{cached:,} bytes{per_token}"],
+        ["KV cache of a full context", f"{cached * context / 2**20:.1f} MiB{per_context}" if context else ""],
+    ]
+    return [row for row in rows if row[1]]
 
 
 def card(path: str) -> str:
@@ -78,12 +70,10 @@ def card(path: str) -> str:
     return file.read_text("utf-8", "replace") if file.is_file() else "This checkpoint has no card."
 
 
-def build(model, tab: gr.Tab, checkpoint: gr.State, which: gr.Markdown) -> None:
-    """Draws the tab about `model`, from which the reader sets `checkpoint`; `which` names the one that is open."""
+def build(model, tab: gr.Tab, checkpoint: gr.State, headline_box: gr.Markdown) -> None:
+    """Draws the tab about `model`; opening another one sets `checkpoint`, which updates this tab and `headline_box`."""
     current = model.name_or_path
-    gr.Markdown(
-        "Open another model here, and every tab looks at that one: the demo, a run of yours, a folder, the Hub."
-    )
+    gr.Markdown("Open another model for every tab: the demo, one of your runs, a folder or a model from the Hub.")
     with gr.Row():
         box = gr.Dropdown(
             model_registry.choices(current),
@@ -93,7 +83,7 @@ def build(model, tab: gr.Tab, checkpoint: gr.State, which: gr.Markdown) -> None:
             info="one of these, a folder, or a Hub id such as allenai/OLMoE-1B-7B-0924; safetensors only",
             scale=4,
         )
-        go = gr.Button("Open", variant="primary", scale=1, min_width=100)
+        open_button = gr.Button("Open", variant="primary", scale=1, min_width=100)
     status = gr.Markdown()
     options = dict(
         headers=["what", "value"], column_widths=["38%", "62%"], max_height=900, interactive=False, wrap=True
@@ -109,20 +99,15 @@ def build(model, tab: gr.Tab, checkpoint: gr.State, which: gr.Markdown) -> None:
         except CheckpointError as error:
             yield gr.skip(), gr.skip(), ""
             raise user_error(error) from error
-        yield opened.name_or_path, opened.name_or_path, "Open. The Playground goes on with its prompt."
+        yield opened.name_or_path, opened.name_or_path, "Open. The Playground continues its prompt with this model."
 
     def describe(path):
         model, _ = model_registry.get_model(path)
-        choices = list(dict.fromkeys([*model_registry.choices(current), path]))
-        return facts(model), card(path), headline(path), gr.update(choices=choices, value=path)
+        return facts(model), card(path), headline(path), checkpoint_choice(path, current)
 
-    go.click(
-        open_checkpoint,
-        box,
-        [checkpoint, box, status],
-        api_visibility="private",
-        show_progress="minimal",
-        **MODEL_QUEUE,
-    ).success(None, box, None, js=KEEP_IN_ADDRESS, **UNQUEUED)
-    checkpoint.change(describe, checkpoint, [table, text, which, box], **UNQUEUED)
+    outputs = [checkpoint, box, status]
+    options = dict(api_visibility="private", show_progress="minimal", **MODEL_QUEUE)
+    opened = open_button.click(open_checkpoint, box, outputs, **options)
+    opened.success(None, box, None, js=SET_ADDRESS, **UNQUEUED)
+    checkpoint.change(describe, checkpoint, [table, text, headline_box, box], **UNQUEUED)
     tab.select(lambda: gr.update(choices=model_registry.choices(current)), None, box, **UNQUEUED)

@@ -1,4 +1,4 @@
-"""The Playground tab: a prompt, the sampler, the text token by token, and the selected token."""
+"""The Playground tab: a prompt, the sampler's settings, the text token by token, and the selected token."""
 
 from dataclasses import asdict
 from math import inf
@@ -15,12 +15,12 @@ from deepseek.ui.server import model_registry
 
 
 def build(demo, checkpoint: gr.State, first: Generation):
-    """Draws the tab, with `first` already in it. Returns (State with the reader's Generation, the events that end one).
+    """Draws the tab, which shows `first`. Returns (State with the user's Generation, the events after which one has ended).
 
-    Every text is written by the reader's `checkpoint`; when that changes the prompt is continued anew.
+    Every sample comes from the user's `checkpoint`; when that changes the prompt is sampled again.
     """
     state = gr.State(first, time_to_live=3600)
-    gr.Markdown("The model goes on from your prompt, a token at a time. Click a token to see how it was drawn.")
+    gr.Markdown("The model continues your prompt, one token at a time. Click a token to see how it was sampled.")
     prompt = gr.Textbox(first.prompt, label="prompt", lines=2, max_lines=8)
     with gr.Row():
         go = gr.Button("Generate", variant="primary", min_width=120)
@@ -35,132 +35,133 @@ def build(demo, checkpoint: gr.State, first: Generation):
             back = gr.Button("Back to the text before the branch", size="sm", visible=False)
             detail = token_detail.build(first)
             with gr.Accordion("entropy and temperature along the text", open=False):
-                along = figure(
-                    entropy_and_temperature(first.tokens), "along-the-text", elem_classes="wide", elem_id="along"
-                )
+                plot = entropy_and_temperature(first.tokens)
+                along = figure(plot, "along-the-text", elem_classes="wide", elem_id="along")
             with gr.Accordion("the text as a table", open=False):
                 table = token_detail.text_table(first)
         with gr.Column(scale=2, min_width=300):
             with gr.Row():
                 seed = gr.Number(first.params.seed, label="seed", info="same seed, same text")
-                locked = gr.Checkbox(False, label="keep this seed", info="or draw a new one each time")
-            preset, settings = sampler_controls.sampler_controls()
-            share.build(demo, state, preset, settings, checkpoint.value)
+                locked = gr.Checkbox(False, label="keep this seed", info="otherwise each text gets a new one")
+            preset, controls = sampler_controls.sampler_controls()
+            share.build(demo, state, preset, controls, checkpoint.value)
 
-    def selected(generation):
-        """The selected token; drawn anew if another was selected meanwhile, for an answer can overtake one that is newer."""
+    inputs, outputs, details = (
+        [seed, locked, *controls.values()],
+        [strip, stats, seed, state, back],
+        [*detail, along, table],
+    )
+
+    def skip(components):
+        return [gr.skip() for _ in components]
+
+    def show_selected(generation):
+        """Details of the selected token, again if another one was selected meanwhile: a newer answer may come first."""
         index = None
         while index != generation.selected:
             index = generation.selected
-            drawn = token_detail.show(generation, index)
-        return drawn
+            values = token_detail.show(generation, index)
+        return values
 
-    def shown(generation):
-        return [*selected(generation), entropy_and_temperature(generation.tokens), token_detail.rows(generation)]
+    def show_details(generation):
+        return [*show_selected(generation), entropy_and_temperature(generation.tokens), token_detail.rows(generation)]
+
+    def stream(generations):
+        first_update = True
+        for generation in generations:
+            # The State holds the growing object itself: after a Stop it has what there is, and the token selected meanwhile.
+            fixed = [generation.params.seed, generation, gr.update(visible=bool(generation.parent))]
+            yield [generation.strip, generation.stats, *(fixed if first_update else skip(fixed))]
+            first_update = False
 
     def run(path, prompt, seed, locked, *values):
-        params = sampler_controls.to_params(settings, values, seed, locked)
-        yield from streamed(generate(*model_registry.get_model(path), prompt, params))
+        params = sampler_controls.to_params(controls, values, seed, locked)
+        yield from stream(generate(*model_registry.get_model(path), prompt, params))
 
-    def run_again(path, last, seed, locked, *values):
-        yield from run(path, last.prompt, seed, locked, *values)
+    def run_again(path, last, *values):
+        yield from run(path, last.prompt, *values)
 
-    def run_elsewhere(path, last, prompt, *values):
-        """The text of a checkpoint just opened; a link brings its own."""
-        if last.checkpoint == path:
-            yield [gr.skip() for _ in outputs]
+    def run_other_checkpoint(path, last, *values):
+        if last.checkpoint == path:  # a link's sample
+            yield skip(outputs)
         else:
-            yield from run(path, prompt, *values)
+            yield from run(path, *values)
 
     def branch(last, event: gr.EventData):
-        chosen, index = event_int(event, "id"), min(last.selected, len(last.tokens) - 1)
-        if chosen not in {c.id for c in last.tokens[index].candidates}:
-            raise user_error(ValueError(f"candidate is {chosen!r:.40}; it must be one of the table's."))
-        forced = {place: token for place, token in last.forced.items() if place < index} | {index: chosen}
-        yield from streamed(
-            generate(*model_registry.get_model(last.checkpoint), last.prompt, last.params, forced, last)
-        )
+        token, index = event_int(event, "id"), min(last.selected, len(last.tokens) - 1)
+        if token not in {candidate.id for candidate in last.tokens[index].candidates}:
+            raise user_error(ValueError(f"candidate is {token!r:.40}; it must be one of the table's."))
+        forced = {position: id for position, id in last.forced_tokens.items() if position < index} | {index: token}
+        yield from stream(generate(*model_registry.get_model(last.checkpoint), last.prompt, last.params, forced, last))
 
-    def streamed(generations):
-        once = True
-        for generation in generations:
-            # The state holds the object itself, which goes on growing: what there is at a Stop is kept, and so is the
-            # token that the reader selects meanwhile.
-            fixed = [generation.params.seed, generation, gr.update(visible=bool(generation.parent))]
-            yield [generation.strip, generation.stats, *(fixed if once else [gr.skip()] * 3)]
-            once = False
+    def leave_branch(generation):
+        parent = generation.parent or generation
+        return parent.strip, parent.stats, parent.params.seed, parent, gr.update(visible=bool(parent.parent))
 
-    outputs = [strip, stats, seed, state, back]
-    options = dict(outputs=outputs, api_visibility="private", show_progress="hidden", **GENERATION_QUEUE)
-    inputs = [seed, locked, *settings.values()]
+    quiet = dict(api_visibility="private", show_progress="hidden")
+    options = dict(outputs=outputs, **quiet, **GENERATION_QUEUE)
     events = [
         go.click(run, [checkpoint, prompt, *inputs], **options),
         prompt.submit(run, [checkpoint, prompt, *inputs], **options),
         again.click(run_again, [checkpoint, state, *inputs], **options),
-        checkpoint.change(run_elsewhere, [checkpoint, state, prompt, *inputs], **options),
+        checkpoint.change(run_other_checkpoint, [checkpoint, state, prompt, *inputs], **options),
         detail[2].branch(branch, state, **options),
     ]
     events.append(stop.click(None, cancels=events, **UNQUEUED))
-
-    def before(generation):
-        old = generation.parent or generation
-        return old.strip, old.stats, old.params.seed, old, gr.update(visible=bool(old.parent))
-
-    events.append(back.click(before, state, outputs, **UNQUEUED))
+    events.append(back.click(leave_branch, state, outputs, **UNQUEUED))
     for event in events:
-        event.then(shown, state, [*detail, along, table], **UNQUEUED)
+        event.then(show_details, state, details, **UNQUEUED)
 
     def select(generation, event: gr.EventData):
         index = event_int(event, "index")
         if index not in range(len(generation.tokens)):
-            return [gr.skip() for _ in detail]
+            return skip(detail)
         generation.selected = index
-        return selected(generation)
+        return show_selected(generation)
 
-    last = dict(show_progress="hidden", trigger_mode="multiple", **UNQUEUED)  # always_last would lose the index
-    strip.select(select, state, [*detail], **last)
+    # trigger_mode: with "always_last" gradio would lose the index
+    strip.select(select, state, [*detail], show_progress="hidden", trigger_mode="multiple", **UNQUEUED)
+
+    def is_link(request):
+        return "prompt" in request.query_params
+
+    def read_link(request, vocab_size):
+        try:
+            return share.from_query(request.query_params, vocab_size)
+        except ValueError as error:
+            raise user_error(error) from error
+
+    def open_model(request):
+        path = request.query_params.get("checkpoint", checkpoint.value)
+        try:
+            return model_registry.open_requested(path, checkpoint.value)
+        except ValueError as error:
+            raise user_error(error) from error
 
     def restore(request: gr.Request):
-        """A link's prompt, seed and settings into the page."""
-        if "prompt" not in request.query_params:
-            return [gr.skip() for _ in range(3 + len(settings))]
-        linked, params, _ = read_link(request, inf)
+        """Puts a link's prompt, seed and settings into the page."""
+        if not is_link(request):
+            return skip([prompt, *inputs])
+        text, params, _ = read_link(request, inf)
         values = {**asdict(params), "stop": "\n".join(params.stop)}
-        return [linked, params.seed or 0, params.seed is not None, *(values[name] for name in settings)]
+        return [text, params.seed or 0, params.seed is not None, *(values[name] for name in controls)]
 
-    def run_linked(request: gr.Request):
-        if "prompt" in request.query_params:
-            model, tokenizer = linked_model(request)
-            linked, params, forced = read_link(request, model.config.vocab_size)
-            yield from streamed(generate(model, tokenizer, linked, params, forced))
+    def run_link(request: gr.Request):
+        if is_link(request):
+            model, tokenizer = open_model(request)
+            yield from stream(generate(model, tokenizer, *read_link(request, model.config.vocab_size)))
         else:
-            yield [gr.skip() for _ in outputs]
+            yield skip(outputs)
 
-    def read_link(request, vocabulary):
-        try:
-            return share.from_query(request.query_params, vocabulary)
-        except ValueError as error:
-            raise user_error(error) from error
+    def show_link_details(request: gr.Request, generation):
+        return show_details(generation) if is_link(request) else skip(details)
 
-    def linked_model(request):
-        try:
-            return model_registry.open_requested(
-                request.query_params.get("checkpoint", checkpoint.value), checkpoint.value
-            )
-        except ValueError as error:
-            raise user_error(error) from error
+    def open_link_checkpoint(request: gr.Request):
+        return open_model(request)[0].name_or_path if "checkpoint" in request.query_params else gr.skip()
 
-    def open_linked(request: gr.Request):
-        return linked_model(request)[0].name_or_path if "checkpoint" in request.query_params else gr.skip()
-
-    # In the queue, through which alone a refusal reaches the reader.
-    restored = demo.load(restore, None, [prompt, *inputs], api_visibility="private", show_progress="hidden")
-    linked = restored.success(run_linked, None, **options)
-
-    def shown_linked(request: gr.Request, generation):
-        return shown(generation) if "prompt" in request.query_params else [gr.skip() for _ in range(5)]
-
-    linked.then(shown_linked, state, [*detail, along, table], **UNQUEUED)
-    # The last step: with the reader's checkpoint all tabs change, and by now the link's text is there.
-    linked.success(open_linked, None, checkpoint, api_visibility="private", show_progress="hidden", **MODEL_QUEUE)
+    # Queued, since only then the page shows a refusal.
+    linked = demo.load(restore, None, [prompt, *inputs], **quiet).success(run_link, None, **options)
+    linked.then(show_link_details, state, details, **UNQUEUED)
+    # Last: all tabs follow the user's checkpoint, and by now the link's sample is there.
+    linked.success(open_link_checkpoint, None, checkpoint, **quiet, **MODEL_QUEUE)
     return state, [*events, linked]

@@ -1,8 +1,9 @@
-"""The Train tab: start a run in the background, watch it learn, steer it, and keep what it learned."""
+"""The Train tab: starts a run in the background, shows its progress, controls it, and opens its checkpoints."""
 
 import json
 import shutil
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import gradio as gr
@@ -19,22 +20,22 @@ from deepseek.ui.generation import UNQUEUED
 from deepseek.ui.plots import training
 from deepseek.ui.server import access_control
 
-EXAMPLE = Path(__file__).parents[3] / "assets" / "example-run.jsonl"
-REDRAW = 1.0  # seconds between two looks at the run's files
-STEER = {"pause": "Pause", "resume": "Resume", "stop": "Stop and keep", "delete": "Delete"}
-SURE = "(name, secret) => [confirm(`Delete run ${name} and its checkpoints?`) ? name : null, secret]"
-HIDDEN = "(...values) => [...values.slice(0, -1), document.hidden]"
-OPEN = "path => { location.search = '?' + new URLSearchParams({checkpoint: path}) }"
+EXAMPLE_METRICS = Path(__file__).parents[3] / "assets" / "example-run.jsonl"
+POLL_INTERVAL_S = 1.0
+ACTIONS = {"pause": "Pause", "resume": "Resume", "stop": "Stop and save", "delete": "Delete"}
+CONFIRM_JS = "(name, secret) => [confirm(`Delete run ${name} and its checkpoints?`) ? name : null, secret]"
+HIDDEN_JS = "(...values) => [...values.slice(0, -1), document.hidden]"
+OPEN_JS = "path => { location.search = '?' + new URLSearchParams({checkpoint: path}) }"
 
 
 def start_run(config: TrainConfig) -> runs.Run:
-    """Starts a run. Raises gr.Error, and then takes back the file that was uploaded for it."""
+    """Starts a run. Raises gr.Error after removing the file that was uploaded for it."""
     try:
         return runs.start(config)
     except (ValueError, TrainingError) as error:
         if config.run / access_control.UPLOADS == Path(config.data[0]).parent:
             shutil.rmtree(config.run / access_control.UPLOADS, ignore_errors=True)
-            with suppress(OSError):  # it holds more than the upload
+            with suppress(OSError):  # the folder holds more than the upload
                 config.run.rmdir()
         raise user_error(error) from error
 
@@ -49,185 +50,171 @@ def control_run(action: str, name: str, secret: str) -> None:
         raise user_error(error) from error
 
 
-def possible(run: runs.Run) -> dict[str, bool]:
-    """Which of STEER a run in this state can take."""
-    idle = run.state in ("stopped", "failed", "killed")
+def allowed_actions(run: runs.Run) -> dict[str, bool]:
+    """Which of ACTIONS a run in this state allows."""
+    ended = run.state in ("stopped", "failed", "killed")
     return {
         "pause": run.state == "running",
-        "resume": run.state == "paused" or (idle and run.checkpoint is not None),
+        "resume": run.state == "paused" or (ended and run.checkpoint is not None),
         "stop": run.alive,
         "delete": not run.alive,
     }
 
 
-def kept(path: str) -> str:
-    """The commit at `path`, or the newest of its run where it has been pruned, held until the page has opened it.
+def pin_checkpoint(path: str) -> str:
+    """Pins the checkpoint at `path` until the page has opened it, or its run's newest if `path` was pruned; returns its path.
 
-    Raises gr.Error for what is no run's.
+    Raises gr.Error for a path outside a run, and for a run without checkpoints.
     """
     run = Path(str(path)).parent
-    if run not in [found.folder for found in runs.list_runs()]:
+    if run not in [other.folder for other in runs.list_runs()]:
         raise user_error(ValueError(f"checkpoint is {path!r:.80}; it must be a run's."))
-    for commit in (Path(path), *reversed(saving.list_checkpoints(run))):
-        saving.pin(commit)
-        if commit.is_dir():
-            return str(commit)
+    for checkpoint in (Path(path), *reversed(saving.list_checkpoints(run))):
+        saving.pin(checkpoint)
+        if checkpoint.is_dir():
+            return str(checkpoint)
     raise user_error(ValueError(f"run {run.name!r} has no checkpoint yet."))
 
 
-def archived(path: str) -> str:
-    """A .zip of the commit at `path`. Raises gr.Error for anything else."""
-    known = [str(commit) for run in runs.list_runs() for commit in saving.list_checkpoints(run.folder)]
-    if path not in known:
+def archive_checkpoint(path: str) -> str:
+    """The path of a .zip of the checkpoint at `path`. Raises gr.Error for anything else."""
+    if path not in [str(folder) for run in runs.list_runs() for folder in saving.list_checkpoints(run.folder)]:
         raise user_error(ValueError(f"checkpoint is {path!r:.80}; it must be a run's."))
     return str(runs.archive(Path(path)))
 
 
-def example() -> History:
-    """A run of the `quick` preset, every tenth step, that shows a first visitor what there will be to see."""
+def example_history() -> History:
+    """Every tenth step of a run of preset `quick`: shown before the first run."""
     history = History()
-    history.add([json.loads(line) for line in EXAMPLE.read_text().splitlines()])
+    history.add([json.loads(line) for line in EXAMPLE_METRICS.read_text().splitlines()])
     return history
 
 
 def build(demo, tab: gr.Tab, tabs: gr.Tabs) -> None:
-    """Draws the tab inside `tab`, one of `tabs` of the page `demo`. No run is read while another tab is open.
+    """Adds the content of `tab`, one of `tabs` of the page `demo`. Runs are polled only while the tab is open.
 
-    What depends on whether there are runs is hidden until the page has asked, so that nothing is taken back.
+    What depends on whether there are runs stays hidden until the page has asked.
     """
-    seen, over = gr.State(RunView(), time_to_live=3600), gr.State(RunView(), time_to_live=3600)
-    timer = gr.Timer(REDRAW, active=False)
-    hidden = gr.Checkbox(visible=False)  # whether the browser shows another page
+    view, overlay = gr.State(RunView(), time_to_live=3600), gr.State(RunView(), time_to_live=3600)
+    timer = gr.Timer(POLL_INTERVAL_S, active=False)
+    page_hidden = gr.Checkbox(visible=False)  # whether the browser shows another page
     gr.Markdown(
-        "Train a small mixture of experts of your own and watch it learn. A run goes on in the background: close the page "
-        "and come back, it will be here."
+        "Train a small mixture of experts and watch it learn. A run continues in the background: close the page, come "
+        "back later, and it is still here."
     )
     with gr.Accordion("Start a run", open=False) as form:
         secret = gr.Textbox(
             "", label="owner's secret", info=access_control.NOTE, type="password", visible=access_control.is_public()
         )
-        c = train_form.controls()
-        go = gr.Button("Start", variant="primary")
-    with gr.Column(visible=False) as none:
+        c = train_form.build()
+        start = gr.Button("Start", variant="primary")
+    with gr.Column(visible=False) as no_runs:
         gr.Markdown(
-            "No run yet. The settings above will do for a first one: press Start. Below is how such a run on short "
-            "stories went: the model is less and less surprised by the next token, and its experts, of which a few take "
-            "nearly everything at first, come to share the work.",
+            "No runs yet. The settings above suit a first one: press Start. The example below is such a run on short "
+            "stories. Its loss falls; a few experts get nearly every token at first, and the load evens out.",
             elem_id="no-run",
         )
-        history = example()
+        history = example_history()
         figure(training.loss_curves({"example": history}, 60), "example-loss")
         figure(training.load_map(history), "example-load")
     with gr.Column(visible=False) as panels:
         with gr.Row():
-            run = gr.Dropdown([], label="run", info="that is shown here", allow_custom_value=True, min_width=200)
-            other = gr.Dropdown(
-                [("none", "")],
-                value="",
-                label="lay over it",
-                info="another run's curves",
-                allow_custom_value=True,
-                min_width=200,
-            )
-            smoothing = gr.Slider(
-                0, 100, 60, step=1, label="smoothing", info="of the curves, in percent", min_width=200
-            )
-        buttons = {}
+            run = gr.Dropdown([], label="run", info="shown below", allow_custom_value=True, min_width=200)
+            overlay_name = gr.Dropdown(
+                [("none", "")], value="", label="overlay", info="curves of another run", allow_custom_value=True, min_width=200
+            )  # fmt: skip
+            smoothing = gr.Slider(0, 100, 60, step=1, label="smoothing", info="of the curves, in %", min_width=200)
         with gr.Row():
-            for action, label in STEER.items():
-                buttons[action] = gr.Button(label, size="sm", min_width=110)
+            buttons = {action: gr.Button(label, size="sm", min_width=110) for action, label in ACTIONS.items()}
         p = run_panels.build()
 
-    lists = [run, other, form, none, panels, c["name"], c["init_from"]]
+    lists = [run, overlay_name, form, no_runs, panels, c["name"], c["init_from"]]
     shown = [run, *p.values(), *buttons.values()]
-    inputs = [seen, over, run, other, smoothing, p["commit"]]
+    inputs = [view, overlay, run, overlay_name, smoothing, p["checkpoint"]]
     quiet = dict(show_progress="hidden", **UNQUEUED)
-    asked = dict(api_visibility="private")  # in the queue, through which alone a refusal reaches the reader
+    queued = dict(api_visibility="private")  # an error reaches the user only through the queue
 
-    def listed(name):
-        """The names in the lists anew, with `name` chosen where it is still there."""
-        known = run_choices()
-        names = [value for _, value in known]
-        name = name if name in names else next(iter(names), None)
+    def refresh_lists(name):
+        """Updates every list of runs, with `name` chosen if it still exists."""
+        choices = run_choices()
+        names = [value for _, value in choices]
         return {
-            run: gr.update(choices=known, value=name),
-            other: gr.update(choices=[("none", ""), *known]),
-            none: gr.update(visible=not known),
-            panels: gr.update(visible=bool(known)),
-            c["init_from"]: gr.update(choices=train_form.starts()),
+            run: gr.update(choices=choices, value=name if name in names else next(iter(names), None)),
+            overlay_name: gr.update(choices=[("none", ""), *choices]),
+            no_runs: gr.update(visible=not choices),
+            panels: gr.update(visible=bool(choices)),
+            c["init_from"]: gr.update(choices=train_form.init_choices()),
         }
 
-    def arrive(name, next_name):
-        """The lists as the tab is opened; the form lies open only where there is nothing else to see."""
-        taken = next_name in [value for _, value in run_choices()]
-        next_name = train_form.free_name() if taken else gr.skip()
-        return {**listed(name), form: gr.update(open=not run_choices()), c["name"]: next_name}
+    def open_tab(name, new_name):
+        """Refreshes the lists; opens the form only if there is no run."""
+        names = [value for _, value in run_choices()]
+        new_name = train_form.free_name() if new_name in names else gr.skip()
+        return {**refresh_lists(name), form: gr.update(open=not names), c["name"]: new_name}
 
-    def look(seen, over, name, other, smoothing, commit):
-        """What is new of the run; nothing where there is none of that name any more."""
+    def poll(view, overlay, name, overlay_name, smoothing, checkpoint):
+        """Draws what is new of the run; nothing if there is no run of that name any more."""
         try:
-            found = runs.find(runs.ROOT, name)
-            new = run_panels.redraw(p, seen, over, found, other, smoothing, commit)
+            current = runs.find(runs.ROOT, name)
+            updates = run_panels.redraw(p, view, overlay, current, overlay_name, smoothing, checkpoint)
         except runs.RunError:
             return {p["progress"]: ""}
-        if seen.news("state", (name, found.state, found.checkpoint is None)):
-            can = possible(found)
-            new |= {button: gr.update(interactive=can[action]) for action, button in buttons.items()}
-            new[run] = gr.update(choices=run_choices(), value=name)  # its label tells the state
-        return new
+        if view.changed("state", (name, current.state, current.checkpoint is None)):
+            allowed = allowed_actions(current)
+            updates |= {button: gr.update(interactive=allowed[action]) for action, button in buttons.items()}
+            updates[run] = gr.update(choices=run_choices(), value=name)  # its label shows the state
+        return updates
 
-    def glance(*values):
-        *values, hidden = values
-        return {p["progress"]: gr.skip()} if hidden else look(*values)
+    def poll_if_visible(*values):
+        *values, is_hidden = values
+        return {p["progress"]: gr.skip()} if is_hidden else poll(*values)
 
-    def look_anew(seen, *rest):
-        seen.drawn.clear()  # the page may have missed something while it was hidden
-        return look(seen, *rest)
+    def redraw_all(view, *rest):
+        view.drawn.clear()  # the page may have missed an update while it was hidden
+        return poll(view, *rest)
 
-    def press_start(secret, *values):
-        given = dict(zip(c, values))
+    def start_from_form(secret, *values):
         try:
-            config = train_form.config(given, secret)
+            config = train_form.parse(dict(zip(c, values)), secret)
         except (ValueError, OSError) as error:
             raise user_error(error) from error
         start_run(config)
-        return {**listed(config.name), form: gr.update(open=False), c["name"]: train_form.free_name()}
+        return {**refresh_lists(config.name), form: gr.update(open=False), c["name"]: train_form.free_name()}
 
-    def press(action):
-        def handler(name, secret):
-            if name:  # not when the reader thought better of it
-                control_run(action, name, secret)
-            return listed(name)
+    def press(action, name, secret):
+        if name:  # null if the user did not confirm
+            control_run(action, name, secret)
+        return refresh_lists(name)
 
-        return handler
-
-    def opened(event: gr.EventData):
+    def on_tab_select(event: gr.EventData):
         return gr.Timer(active=getattr(event, "value", None) == tab.label)
 
-    demo.load(arrive, [run, c["name"]], lists, **quiet)
-    tabs.select(opened, None, timer, **quiet)
-    tab.select(arrive, [run, c["name"]], lists, **quiet).then(look_anew, inputs, shown, **quiet)
-    timer.tick(glance, [*inputs, hidden], shown, js=HIDDEN, **quiet)
-    go.click(press_start, [secret, *c.values()], lists, **asked).then(look_anew, inputs, shown, **quiet)
-    for action, button in buttons.items():
-        js = SURE if action == "delete" else None
-        button.click(press(action), [run, secret], lists, js=js, **asked).then(look, inputs, shown, **quiet)
-    for choice in (run, other):
-        choice.input(look, inputs, shown, **quiet)
-    smoothing.release(look, inputs, shown, **quiet)
-
-    def back(seen, name, at):
-        with suppress(runs.RunError, IndexError):  # the run is gone, or has no probe yet
-            seen.read(name)
-            newest = len(seen.history.probes) - 1
-            place = max(0, min(int(at), newest))
-            seen.back = place if place < newest else None  # kept here, for a look under way still draws the newest
-            return run_panels.probed(p, seen.history, place)
+    def show_probe(view, name, index):
+        with suppress(runs.RunError, IndexError):  # the run is gone or has no probe yet
+            view.read(name)
+            newest = len(view.history.probes) - 1
+            index = max(0, min(int(index), newest))
+            view.probe_index = index if index < newest else None  # a poll under way still draws the newest
+            return run_panels.draw_probe(p, view.history, index)
         return {}
 
-    p["at"].input(back, [seen, run, p["at"]], [p["probe"], p["probe note"]], trigger_mode="always_last", **quiet)
-    held = gr.Textbox(visible=False)
-    p["open"].click(kept, p["commit"], held, **asked).success(None, held, None, js=OPEN, **UNQUEUED)
-    p["download"].click(archived, p["commit"], p["file"], **asked).then(
+    demo.load(open_tab, [run, c["name"]], lists, **quiet)
+    tabs.select(on_tab_select, None, timer, **quiet)
+    tab.select(open_tab, [run, c["name"]], lists, **quiet).then(redraw_all, inputs, shown, **quiet)
+    timer.tick(poll_if_visible, [*inputs, page_hidden], shown, js=HIDDEN_JS, **quiet)
+    start.click(start_from_form, [secret, *c.values()], lists, **queued).then(redraw_all, inputs, shown, **quiet)
+    for action, button in buttons.items():
+        js = CONFIRM_JS if action == "delete" else None
+        button.click(partial(press, action), [run, secret], lists, js=js, **queued).then(poll, inputs, shown, **quiet)
+    for choice in (run, overlay_name):
+        choice.input(poll, inputs, shown, **quiet)
+    smoothing.release(poll, inputs, shown, **quiet)
+    probe_inputs, probe_outputs = [view, run, p["probe index"]], [p["probe"], p["probe note"]]
+    p["probe index"].input(show_probe, probe_inputs, probe_outputs, trigger_mode="always_last", **quiet)
+    pinned = gr.Textbox(visible=False)
+    p["open"].click(pin_checkpoint, p["checkpoint"], pinned, **queued).success(
+        None, pinned, None, js=OPEN_JS, **UNQUEUED
+    )
+    p["download"].click(archive_checkpoint, p["checkpoint"], p["file"], **queued).then(
         lambda: gr.update(visible=True), None, p["file"], **UNQUEUED
     )

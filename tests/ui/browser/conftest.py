@@ -1,11 +1,11 @@
-"""A real Chromium on the real app. Where there is no Chromium these tests are skipped, except on CI: there they fail."""
+"""A real Chromium on the real app. Without Chromium these tests are skipped, except on CI, where they fail."""
 
 import os
 import shutil
 
 import pytest
 from playwright.sync_api import expect, sync_playwright
-from running import LEFT
+from ui.browser.actions import open_page, watched_page
 
 expect.set_options(timeout=30_000)
 CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
@@ -31,17 +31,7 @@ def browser():
 
 @pytest.fixture
 def page(browser, app_url, request):
-    """The page, opened, 1280 pixels wide unless a test asks for another width.
-
-    Fails at the end if anything was written to the console as an error or left the machine.
-    """
-    page = browser.new_page(viewport={"width": getattr(request, "param", 1280), "height": 900})
-    complaints = []
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda r: None if r.url.startswith((app_url, "data:", "blob:")) else complaints.append(r.url))
-    page.goto(app_url)
-    expect(page.locator("#strip .token").first).to_be_visible()
-    yield page
-    page.close()
-    assert [complaint for complaint in complaints if not complaint.startswith(LEFT)] == []
+    """The opened page, 1280 pixels wide unless a test asks for another width. Fails at the end if it complained."""
+    with watched_page(browser, app_url, getattr(request, "param", 1280)) as (page, _):
+        open_page(page, app_url)
+        yield page

@@ -1,15 +1,15 @@
-"""The page for everybody: contrast and labels by axe, the keyboard alone, a phone's width, and a first visit."""
+"""Accessibility: contrast and labels by axe, the keyboard alone, a phone's width, and a line of explanation per panel."""
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
-from test_page import open_tab, settle, texts
+from ui.browser.actions import open_page, open_tab, settle, texts
 
 TABS = [
     ["Playground"],
     ["Experts", "This text"],
-    ["Experts", "Longer"],
-    ["Experts", "Kinds"],
+    ["Experts", "Long text"],
+    ["Experts", "Domains"],
     ["Attention"],
     ["Layers"],
     ["Intervene"],
@@ -17,10 +17,10 @@ TABS = [
     ["Train"],
     ["Model"],
 ]
-# Only what a reader of the page is kept from; "target-size", 24 pixels for a finger, is off in axe unless asked for.
+# "target-size", 24 pixels for a finger, is off in axe by default.
 RULES = {"resultTypes": ["violations"], "rules": {"target-size": {"enabled": True}}}
 
-# Texts that reach beyond the window and cannot be scrolled to.
+# Texts that extend beyond the window and cannot be scrolled to.
 CUT = """() => [...document.querySelectorAll('body *')].filter(e => {
   const text = [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()), box = e.getBoundingClientRect();
   if (!text || !e.checkVisibility({visibilityProperty: true}) || !box.width || box.right <= innerWidth + 1) return false;
@@ -29,7 +29,7 @@ CUT = """() => [...document.querySelectorAll('body *')].filter(e => {
   return true;
 }).map(e => e.textContent.trim().slice(0, 60))"""
 
-# Everything to press or fill in that has not had the focus since the page was opened; of radios the arrow keys do the rest.
+# Controls that have not had the focus since the page was opened; arrow keys move within a group of radio buttons.
 UNREACHED = """() => [...document.querySelectorAll('button, a[href], input, select, textarea, [tabindex="0"]')].filter(e => {
   const group = e.type === 'radio' && [...document.getElementsByName(e.name)].some(one => reached.has(one));
   const box = e.getBoundingClientRect();
@@ -39,21 +39,21 @@ UNREACHED = """() => [...document.querySelectorAll('button, a[href], input, sele
 
 
 def findings(page) -> list[str]:
-    """What axe calls serious or critical, with the elements."""
-    found = Axe().run(page, context={"exclude": [[".pending"]]}, options=RULES).response["violations"]
-    serious = [one for one in found if one["impact"] in ("serious", "critical")]
-    return [f"{one['id']}: {node['html'][:160]} {node['failureSummary']}" for one in serious for node in one["nodes"]]
+    """The serious and critical violations that axe finds, with their elements."""
+    violations = Axe().run(page, context={"exclude": [[".pending"]]}, options=RULES).response["violations"]
+    serious = [violation for violation in violations if violation["impact"] in ("serious", "critical")]
+    return [f"{v['id']}: {node['html'][:160]} {node['failureSummary']}" for v in serious for node in v["nodes"]]
 
 
 def show(page, tab, open=open_tab):
-    """Opens a tab and waits for what it shows."""
+    """Opens a tab and waits until it is drawn."""
     for name in tab:
         open(page, name)
     if tab == ["Intervene"]:
-        expect(page.locator("#loss-change .xtick")).to_have_count(5)  # it is drawn layer by layer
+        expect(page.locator("#loss-change .xtick")).to_have_count(5)  # measured layer by layer
     empty = """[...document.querySelectorAll('[aria-label="Empty value"]')].some(one => one.checkVisibility())"""
-    page.wait_for_function(f"!{empty}")  # every figure has been drawn
-    page.wait_for_timeout(300)  # what is being made anew is pale for a moment
+    page.wait_for_function(f"!{empty}")  # every figure is drawn
+    page.wait_for_timeout(300)  # what is being redrawn is pale for a moment
     moving = "document.getAnimations().some(one => one.transitionProperty)"
     page.wait_for_function(f"!document.querySelector('.pending') && !{moving}")
 
@@ -62,33 +62,33 @@ def show(page, tab, open=open_tab):
 def page(browser, app_url, request):
     width, theme = request.param
     page = browser.new_page(viewport={"width": width, "height": 900})
-    page.goto(f"{app_url}/?__theme={theme}")
-    expect(page.locator("#strip .token").first).to_be_visible()
+    open_page(page, f"{app_url}/?__theme={theme}")
     yield page
     page.close()
 
 
-def test_axe_finds_nothing_serious_and_nothing_is_cut(page):
-    found = {}
+def test_axe_finds_nothing_serious_nothing_is_cut_and_every_panel_is_explained(page):
+    problems = {}
     for tab in TABS:
         show(page, tab)
-        found[" ".join(tab)] = findings(page) + [f"cut: {text}" for text in page.evaluate(CUT)]
+        problems[" ".join(tab)] = findings(page) + [f"cut: {text}" for text in page.evaluate(CUT)]
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), tab
+        lines = page.locator("[role=tabpanel]:visible .prose p:visible")
+        assert lines.last.text_content() and 20 < len(lines.first.text_content()) < 180, tab  # what the panel is
     open_tab(page, "Playground")
-    for name in ("dynamic temperature", "penalties", "order and scope", "keep and share", "candidates: click one"):
+    for name in ("dynamic temperature", "penalties", "order and scope", "save and share", "candidates: click one"):
         page.get_by_text(name).locator("visible=true").first.click()
     page.wait_for_timeout(400)
-    found["Playground, unfolded"] = findings(page) + [f"cut: {text}" for text in page.evaluate(CUT)]
-    assert not {tab: complaints for tab, complaints in found.items() if complaints}
+    problems["Playground, unfolded"] = findings(page) + [f"cut: {text}" for text in page.evaluate(CUT)]
+    assert not {tab: complaints for tab, complaints in problems.items() if complaints}
 
 
 @pytest.fixture
 def keyboard(browser, app_url):
-    """The page for a reader without a mouse; `reached` holds what had the focus."""
+    """The page for a user without a mouse; `reached` holds the elements that had the focus."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.add_init_script("window.reached = new Set(); addEventListener('focusin', e => reached.add(e.target))")
-    page.goto(app_url)
-    expect(page.locator("#strip .token").first).to_be_visible()
+    open_page(page, app_url)
     yield page
     page.close()
 
@@ -100,21 +100,20 @@ def press(page, locator, key="Enter"):
 
 def test_the_tab_key_reaches_everything_and_shows_where_it_is(keyboard):
     page = keyboard
-    left = {}
+    unreached = {}
     for tab in TABS:
         show(page, tab, lambda page, name: press(page, page.get_by_role("tab", name=name, exact=True)))
         for _ in range(200):
             page.keyboard.press("Tab")
             here = "const e = document.activeElement, s = getComputedStyle(e);"
-            seen = (
-                "[e.tagName, s.outlineStyle !== 'none' || /INPUT|TEXTAREA/.test(e.tagName), e.outerHTML.slice(0, 160)]"
-            )
-            kind, outlined, code = page.evaluate(f"() => {{ {here} return {seen} }}")
-            if kind == "BODY":
+            outlined = "s.outlineStyle !== 'none' || /INPUT|TEXTAREA/.test(e.tagName)"
+            state = f"[e.tagName, {outlined}, e.outerHTML.slice(0, 160)]"
+            tag, outlined, code = page.evaluate(f"() => {{ {here} return {state} }}")
+            if tag == "BODY":
                 break
             assert outlined, code
-        left[" ".join(tab)] = page.evaluate(UNREACHED)
-    assert not {tab: elements for tab, elements in left.items() if elements}
+        unreached[" ".join(tab)] = page.evaluate(UNREACHED)
+    assert not {tab: elements for tab, elements in unreached.items() if elements}
 
 
 def test_the_keyboard_alone_does_what_the_mouse_does(keyboard):
@@ -131,12 +130,12 @@ def test_the_keyboard_alone_does_what_the_mouse_does(keyboard):
     page.keyboard.press("ArrowRight")
     expect(page.locator("#token-heading")).to_contain_text("Token 2")
     press(page, page.get_by_role("button", name="candidates: click one"))
-    other = page.locator("#candidates tbody button:not([disabled])").first
-    wanted = other.text_content()
-    press(page, other)
+    candidate = page.locator("#candidates tbody button:not([disabled])").first
+    text = candidate.text_content()
+    press(page, candidate)
     expect(page.locator("#stats")).to_contain_text("branched at token 2")
     settle(page)
-    assert texts(page, "strip")[1].replace(" ", "·") == wanted
+    assert texts(page, "strip")[1].replace(" ", "·") == text
     slider = page.get_by_label("range slider for temperature", exact=True).locator("visible=true")
     press(page, slider, "ArrowRight")
     expect(slider).to_have_value("0.75")
@@ -146,11 +145,3 @@ def test_the_keyboard_alone_does_what_the_mouse_does(keyboard):
     press(page, page.get_by_role("button", name="Generate", exact=True))
     expect(page.locator("#stats")).not_to_contain_text("branched")
     settle(page)
-
-
-def test_every_panel_says_in_a_line_what_it_is(keyboard):
-    for tab in TABS:
-        show(keyboard, tab)
-        line = keyboard.locator("[role=tabpanel]:visible .prose p:visible").last.text_content()
-        first = keyboard.locator("[role=tabpanel]:visible .prose p:visible").first.text_content()
-        assert line and 20 < len(first) < 180, (tab, first)

@@ -1,24 +1,31 @@
-"""Text that would like to be more: in every panel, label, hover, download and refusal it stays text, and nothing runs."""
+"""Markup and control characters stay text in every panel, label, hover, download and refusal, and nothing in them runs."""
 
 import csv
 import json
 import re
-import subprocess
-import sys
 from urllib.parse import urlencode
 
 import pytest
 from playwright.sync_api import expect
-from running import LEFT
-from test_experts import button, visible_box
-from test_page import open_tab, settle, slide
-from test_training import fill, open_form
+from ui.browser.actions import (
+    button,
+    fill,
+    open_form,
+    open_page,
+    open_tab,
+    settle,
+    slide,
+    visible_box,
+    watched_page,
+)  # fmt: skip
 
 from deepseek.model.config import preset
 from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM
+from deepseek.training.config import TrainConfig
+from deepseek.training.trainer import train
 from deepseek.ui.plots.style import show_invisible
 
-# Whatever runs calls canary(); whatever is fetched has "evil" in its address.
+# What runs calls canary(); what is fetched has "evil" in its address.
 MARKUP = [
     "<img src=/evil onerror=canary()>",
     "<script>canary()</script>",
@@ -42,25 +49,10 @@ CHARACTERS = [
     "line\u2028paragraph\u2029end",
     "﷽ ＜script＞ \U000e0041 \ue000",
 ]
-TOKENS = [  # short enough to be a label as they are
-    "<b>x</b>",
-    "<i>",
-    "<a href=//evil>",
-    "<br>",
-    "&lt;b&gt;",
-    "%{x}",
-    "%{customdata}",
-    "${canary()}",
-    "$$x^2$$",
-    "`x`",
-    "</script>",
-    "=1+1",
-    "@SUM(1)",
-    '","x',
-    "\u202ex",
-    "a\x01\x1bb",
-    "👩‍👧",
-]
+TOKENS = [  # short enough to be a whole label
+    "<b>x</b>", "<i>", "<a href=//evil>", "<br>", "&lt;b&gt;", "%{x}", "%{customdata}", "${canary()}", "$$x^2$$", "`x`",
+    "</script>", "=1+1", "@SUM(1)", '","x', "\u202ex", "a\x01\x1bb", "👩‍👧",
+]  # fmt: skip
 CAUGHT = (
     "img[src*=evil], iframe[srcdoc], [onerror], [onload], a[href^='javascript:'], a[href*=evil], svg a[*|href*=evil]"
 )
@@ -68,53 +60,42 @@ CAUGHT = (
 
 @pytest.fixture
 def page(browser, training_app):
-    """The page; fails at the end if anything ran, was fetched, opened a dialog, or became an element."""
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.url_of_app = training_app[0]
-    complaints = []
-    page.add_init_script("window.canary = () => { window.ran = true }")
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("dialog", lambda dialog: complaints.append(dialog.message) or dialog.dismiss())
-    page.on("popup", lambda popup: complaints.append(popup.url))
-    ours = (training_app[0], "data:", "blob:")
-    page.on(
-        "request",
-        lambda r: (
-            complaints.append(r.url) if not r.url.startswith(ours) or r.url.endswith(("/evil", "evil.png")) else 0
-        ),
-    )
-    page.goto(page.url_of_app)
-    expect(page.locator("#strip .token").first).to_be_visible()
-    yield page
-    harmless(page)
-    page.close()
-    assert not [complaint for complaint in complaints if not complaint.startswith(LEFT)]
+    """The page; fails at the end if anything ran, was fetched, opened a dialog or a window, or became an element."""
+    url, _ = training_app
+    with watched_page(browser, url) as (page, complaints):
+        page.url_of_app = url
+        page.add_init_script("window.canary = () => { window.ran = true }")
+        page.on("dialog", lambda dialog: complaints.append(dialog.message) or dialog.dismiss())
+        page.on("popup", lambda popup: complaints.append(popup.url))
+        page.on("request", lambda r: complaints.append(r.url) if r.url.endswith(("/evil", "evil.png")) else None)
+        open_page(page, url)
+        yield page
+        harmless(page)
 
 
 def harmless(page):
-    """Nothing ran, and no text has become an element."""
+    """Checks that nothing ran and no text became an element."""
     assert not page.evaluate("window.ran")
     assert page.locator(CAUGHT).count() == 0
 
 
 def hovered(page) -> str:
-    """All that plotly says while the mouse goes over the figures that are seen."""
-    said = []
-    page.wait_for_timeout(800)  # what follows a new text has been drawn
+    """All hover texts of plotly while the mouse moves over the visible figures."""
+    labels = []
+    page.wait_for_timeout(800)  # until the figures of a new text are drawn
     for plot in page.locator(".js-plotly-plot:visible").all():
         plot.evaluate("plot => plot.scrollIntoView({block: 'center'})")
         box = plot.bounding_box()
         for part in (0.2, 0.35, 0.5, 0.65):
             page.mouse.move(box["x"] + part * box["width"], box["y"] + part * box["height"])
             page.wait_for_timeout(60)
-            said += plot.locator(".hoverlayer text").all_text_contents()
+            labels += plot.locator(".hoverlayer text").all_text_contents()
         harmless(page)
-    return "\n".join(said)
+    return "\n".join(labels)
 
 
 def hovered_at(page, name, column) -> str:
-    """What plotly says of the middle of a column of the plot with this id."""
+    """Plotly's hover text in the middle of a column of the plot with this id."""
     plot = page.locator(f"#{name} .js-plotly-plot")
     plot.scroll_into_view_if_needed()
     x, y = plot.evaluate(
@@ -126,7 +107,7 @@ def hovered_at(page, name, column) -> str:
     )
     page.mouse.move(x, y)
     expect(plot.locator(".hoverlayer text").first).to_be_attached()
-    page.wait_for_timeout(80)  # plotly shows the newest place a little later
+    page.wait_for_timeout(80)  # plotly follows the mouse a little later
     return "\n".join(plot.locator(".hoverlayer text").all_text_contents())
 
 
@@ -135,85 +116,80 @@ def generate(page, prompt):
     button(page, "Generate").click()
 
 
-@pytest.mark.parametrize("texts", [MARKUP, CHARACTERS], ids=["markup", "characters"])
-def test_every_panel_shows_it_as_text(page, texts):
-    hostile = "\n".join(texts)
-    slide(page, "new tokens", 4)
+def test_every_panel_shows_it_as_text(page):
+    lines, drawn = [*MARKUP, *CHARACTERS], [MARKUP[0], "⟨U+202E⟩dlrow"]
+    hostile = "\n".join(lines)
+
+    def shows(strip):
+        for text in drawn:
+            expect(page.locator(strip)).to_contain_text(text)
+
+    slide(page, "max new tokens", 4)
     generate(page, hostile)
-    first = texts[0] if texts is MARKUP else "⟨U+202E⟩dlrow"
-    expect(page.locator("#strip .prompt")).to_contain_text(first)
+    shows("#strip .prompt")
     settle(page)
-    for text in texts:
-        if text.isprintable():
-            expect(page.locator("#strip .prompt")).to_contain_text(text)
+    for text in filter(str.isprintable, lines):
+        expect(page.locator("#strip .prompt")).to_contain_text(text)
     assert hovered(page)
     for name in ("Experts", "Attention", "Layers"):
         open_tab(page, name)
-        expect(visible_box(page, "text")).to_have_value(re.compile(re.escape(texts[-1])))
+        expect(visible_box(page, "text")).to_have_value(re.compile(re.escape(lines[-1])))
         expect(page.locator(".js-plotly-plot:visible").first).to_be_visible()
         if name != "Layers":
-            strip = page.locator(".strip:visible .tokens")
-            expect(strip).to_contain_text(first)
+            shows(".strip:visible .tokens")
         assert hovered(page)
     open_tab(page, "Experts")
-    open_tab(page, "Longer")
+    open_tab(page, "Long text")
     visible_box(page, "text").fill(hostile * 3)
-    note = page.locator("#longer-note").text_content()
-    button(page, "Read").click()
-    expect(page.locator("#longer-note")).not_to_have_text(note)
+    note = page.locator("#long-text-note").text_content()
+    button(page, "Trace").click()
+    expect(page.locator("#long-text-note")).not_to_have_text(note)
     assert hovered(page)
-    open_tab(page, "Kinds")
+    open_tab(page, "Domains")
     visible_box(page, "C").fill(hostile)
-    before = page.locator("#kinds-summary").text_content()
-    button(page, "Compare the routing").click()
-    expect(page.locator("#kinds-summary")).not_to_have_text(before)
-    for tab, go, strip in (("Intervene", "Write both", "changed"), ("Compare", "Compare", "a")):
+    before = page.locator("#domains-summary").text_content()
+    button(page, "Compare routing").click()
+    expect(page.locator("#domains-summary")).not_to_have_text(before)
+    for tab, go, strip in (("Intervene", "Generate both", "changed"), ("Compare", "Compare", "a")):
         open_tab(page, tab)
         visible_box(page, "prompt").fill(hostile)
         button(page, go).click()
-        expect(page.locator(f"#strip-{strip} .prompt")).to_contain_text(first)
+        shows(f"#strip-{strip} .prompt")
 
 
 @pytest.fixture(scope="module")
-def spiteful(tokenizer, tmp_path_factory):
-    """The folder of a model whose words, name and card are hostile."""
+def hostile_model(tokenizer, tmp_path_factory):
+    """The folder of a model with a hostile name and card, whose vocabulary holds TOKENS."""
     folder = tmp_path_factory.mktemp("models") / "`x`<img src=x onerror=canary()> $$x$$ *b* [x](javascript:canary())"
-    words = load_words(tokenizer, tmp_path_factory)
-    model = DeepseekV3ForCausalLM(preset("tiny", vocab_size=len(words), max_position_embeddings=512)).eval()
+    tokenizer.save_pretrained(folder)
+    vocabulary = type(tokenizer).from_pretrained(folder)
+    vocabulary.add_tokens(TOKENS)
+    model = DeepseekV3ForCausalLM(preset("tiny", vocab_size=len(vocabulary), max_position_embeddings=512)).eval()
     model.save_pretrained(folder)
-    words.save_pretrained(folder)
+    vocabulary.save_pretrained(folder)
     (folder / "README.md").write_text("\n\n".join(MARKUP))
     return str(folder)
 
 
-def load_words(tokenizer, tmp_path_factory):
-    """A copy of the tokenizer, in which each of TOKENS is a word."""
-    folder = tmp_path_factory.mktemp("words")
-    tokenizer.save_pretrained(folder)
-    words = type(tokenizer).from_pretrained(folder)
-    words.add_tokens(TOKENS)
-    return words
-
-
-def test_tokens_that_are_hostile_stay_text_in_labels_hovers_and_files(page, spiteful):
-    query = {"prompt": "".join(TOKENS), "seed": 1, "max_new_tokens": 6, "checkpoint": spiteful}
+def test_tokens_that_are_hostile_stay_text_in_labels_hovers_and_files(page, hostile_model):
+    query = {"prompt": "".join(TOKENS), "seed": 1, "max_new_tokens": 6, "checkpoint": hostile_model}
     page.goto(f"{page.url_of_app}/?{urlencode(query)}")
     expect(page.locator("#which")).to_contain_text("<img src=x onerror=canary()> $$x$$ *b* [x](javascript:canary())")
     settle(page)
     open_tab(page, "Experts")
     expect(page.locator("#experts-strip")).to_contain_text(TOKENS[0])
-    shown = page.locator("#experts-strip .token").all_text_contents()
-    assert set(TOKENS[:14]) <= set(shown)
+    strip = page.locator("#experts-strip .token").all_text_contents()
+    assert set(TOKENS[:14]) <= set(strip)
     labels = page.locator("#expert-map .xtick text")
     expect(labels.filter(has_text="<b>x</b>")).to_have_count(1)
     assert {show_invisible(token) for token in TOKENS} <= set(labels.all_text_contents())
     page.locator("#experts-strip .token").nth(1).click()
     expect(page.locator("#token-path .gtitle")).to_contain_text("<b>x</b>")
-    for place, token in enumerate(TOKENS, 1):
-        assert f"{place} {show_invisible(token)}" in hovered_at(page, "expert-map", place)
-    open_tab(page, "Longer")
+    for position, token in enumerate(TOKENS, 1):
+        assert f"{position} {show_invisible(token)}" in hovered_at(page, "expert-map", position)
+    open_tab(page, "Long text")
     visible_box(page, "text").fill("".join(TOKENS) * 3)
-    button(page, "Read").click()
+    button(page, "Trace").click()
     cells = page.locator("#expert-tokens .heatmaplayer text")
     expect(cells.filter(has_text="=1+1").first).to_be_attached()
     hovered(page)
@@ -244,7 +220,7 @@ def test_a_refusal_quotes_it_as_text(page):
     visible_box(page, "tokens").press("Enter")
     refused(f"tokens are '{short}'")
     open_tab(page, "Model")
-    for text in [one for one in MARKUP if "'" not in one and "\\" not in one]:
+    for text in [text for text in MARKUP if not set(text) & set("'\\")]:
         visible_box(page, "checkpoint").fill(text)
         visible_box(page, "checkpoint").press("Enter")
         button(page, "Open").click()
@@ -252,8 +228,8 @@ def test_a_refusal_quotes_it_as_text(page):
     open_tab(page, "Train")
     open_form(page)
     fill(page, "name", short)
-    page.get_by_label("a data set of the Hub").check()
-    fill(page, "id on the Hub", "<b>x</b> ${canary()}")
+    page.get_by_label("Hub dataset").check()
+    fill(page, "Hub id", "<b>x</b> ${canary()}")
     button(page, "Start").click()
     refused(f"name is '{short}'")
     open_tab(page, "Playground")
@@ -270,9 +246,8 @@ def test_a_run_and_a_file_with_a_hostile_name(page, training_app, tmp_path):
     name = "`x`<img src=x onerror=canary()> =1 $$x$$"
     text = tmp_path / "<img src=x onerror=canary()>.txt"
     text.write_text("\n".join(MARKUP) * 40)
-    settings = ["--name", name, "--preset", "tiny", "--steps", "4", "--batch-size", "2", "--context", "32",
-                "--checkpoint-every", "2", "--sample-every", "4", "--valid-every", "0", "--data", text]  # fmt: skip
-    subprocess.run([sys.executable, "-m", "deepseek.train", "--root", root, *settings], check=True, timeout=120)
+    small = dict(preset="tiny", max_steps=4, batch_size=2, max_seq_len=32, save_every=2, sample_every=4, eval_every=0)
+    list(train(TrainConfig(name=name, root=str(root), data=[str(text)], **small)))
     open_tab(page, "Train")
     expect(visible_box(page, "run")).to_have_value(re.compile(re.escape(name)))
     expect(page.locator("#loss .legendtext").first).to_contain_text("`x`<img")
@@ -286,22 +261,22 @@ def test_a_run_and_a_file_with_a_hostile_name(page, training_app, tmp_path):
     settle(page)
 
 
-def test_a_link_and_a_kept_preset_are_text(page):
+def test_a_link_and_a_saved_preset_are_text(page):
     hostile = MARKUP[0]
     page.goto(f"{page.url_of_app}/?{urlencode({'prompt': hostile, 'seed': 1, 'max_new_tokens': 3, 'stop': MARKUP[1]})}")
     expect(page.locator("#strip .prompt")).to_have_text(hostile)
     settle(page)
-    page.get_by_text("keep and share").click()
-    page.get_by_label("keep these settings as a preset").fill(hostile)
-    button(page, "Keep").click()
+    page.get_by_text("save and share").click()
+    page.get_by_label("save these settings as a preset").fill(hostile)
+    button(page, "Save").click()
     expect(visible_box(page, "preset")).to_have_value(hostile)
     page.reload()
-    expect(page.locator("#strip .prompt")).to_have_text(hostile)  # the example that comes first has ended, too
+    expect(page.locator("#strip .prompt")).to_have_text(hostile)  # the first sample has ended, too
     settle(page)
     visible_box(page, "preset").click()
     expect(page.get_by_role("option", name=hostile)).to_be_visible()
     page.keyboard.press("Escape")
-    page.get_by_text("keep and share").click()
+    page.get_by_text("save and share").click()
     button(page, "Export as JSON, with every trace").click()
     with page.expect_download() as download:
         page.locator("#export a[download]").click()

@@ -1,20 +1,29 @@
-"""The playground's tokens: what a reader sees of each, sets for the next, and keeps of the whole."""
+"""The Playground's tokens: details and colours, the sampler's settings, and what is saved of a sample."""
 
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
 from playwright.sync_api import expect
-from test_page import WIDE_AND_PHONE, generate, open_tab, settle, slide, texts
+from running import app_in
+from ui.browser.actions import (
+    WIDE_AND_PHONE,
+    branch,
+    button,
+    generate,
+    make_link,
+    number_box,
+    open_page,
+    settle,
+    shown,
+    slide,
+    texts,
+)  # fmt: skip
 
 from deepseek import load
+from deepseek.generate import main as generate_command
 from deepseek.ui.plots.style import EXPERT_COLOURS
-
-ROOT = Path(__file__).parents[3]
 
 
 def titles(page):
@@ -23,27 +32,23 @@ def titles(page):
 
 def colours(page):
     """(red, green, blue, alpha or nothing) of each token's background."""
-    found = page.locator("#strip .token").evaluate_all("all => all.map(e => getComputedStyle(e).backgroundColor)")
-    return [tuple(map(float, re.findall(r"[\d.]+", colour))) for colour in found]
+    backgrounds = page.locator("#strip .token").evaluate_all("all => all.map(e => getComputedStyle(e).backgroundColor)")
+    return [tuple(map(float, re.findall(r"[\d.]+", colour))) for colour in backgrounds]
 
 
-def shown(page, text):
-    return page.get_by_text(text, exact=True).locator("visible=true").first
-
-
-def test_hover_tells_and_colours_follow_the_choice(page):
-    titled = titles(page)
-    assert all(re.search(r"probability [\d.]+ %, rank \d+ · entropy [\d.]+ nats", title) for title in titled)
-    assert len(titled) > 20
+def test_hover_shows_figures_and_colours_follow_the_choice(page):
+    details = titles(page)
+    assert all(re.search(r"probability [\d.]+ %, rank \d+ · entropy [\d.]+ nats", title) for title in details)
+    assert len(details) > 20
     choose = page.get_by_label("colour the tokens by").first.select_option
     orders = {"probability": (r"probability ([\d.]+) %", -1), "entropy": (r"entropy ([\d.]+)", 1)}
     for name, (pattern, sign) in orders.items():
         choose(name)
-        values = [sign * float(re.search(pattern, title)[1]) for title in titled]
+        values = [sign * float(re.search(pattern, title)[1]) for title in details]
         tints = [alpha for *_, alpha in colours(page)]
-        least, most = values.index(min(values)), values.index(max(values))
-        assert tints[most] - tints[least] > 0.1
-        assert (tints[least], tints[most]) == pytest.approx((min(tints), max(tints)), abs=0.011)  # both are rounded
+        lowest, highest = values.index(min(values)), values.index(max(values))
+        assert tints[highest] - tints[lowest] > 0.1
+        assert (tints[lowest], tints[highest]) == pytest.approx((min(tints), max(tints)), abs=0.011)  # both are rounded
     choose("temperature")
     (colour,) = set(colours(page))
     assert colour == pytest.approx((230, 159, 0, 0.175), abs=0.011)  # 0.7 for all of them
@@ -57,9 +62,14 @@ def test_hover_tells_and_colours_follow_the_choice(page):
 
 @WIDE_AND_PHONE
 def test_a_token_selected_while_text_streams_stays_selected(page):
-    for name, value in (("new tokens", 400), ("temperature", 2), ("top-k", 0), ("top-p", 1)):  # so hot it does not end
+    for name, value in (
+        ("max new tokens", 400),
+        ("temperature", 2),
+        ("top-k", 0),
+        ("top-p", 1),
+    ):  # too hot to end early
         slide(page, name, value)
-    # In the page itself, for by the time that a mouse has come the text might have ended.
+    # In the page itself: the sample may end before a click from outside arrives.
     page.evaluate(
         """() => {
           const strip = document.querySelector('#strip .tokens'), last = strip.querySelector('.token');
@@ -76,7 +86,7 @@ def test_a_token_selected_while_text_streams_stays_selected(page):
     )
     generate(page)
     assert page.locator("#strip .token").count() > page.evaluate("count") + 20
-    page.wait_for_timeout(1000)  # what is drawn once a text has ended has been drawn
+    page.wait_for_timeout(1000)  # until the details are redrawn after the end
     expect(page.locator("#strip .token").nth(4)).to_have_attribute("aria-selected", "true")
     expect(page.locator("#strip .detail")).to_contain_text("token 5 ")
     expect(page.locator("#token-heading")).to_contain_text("Token 5:")
@@ -87,7 +97,7 @@ def test_the_text_is_also_a_plain_table(page):
     table = page.locator("#text-table table")
     expect(table.locator("tbody tr").first).to_be_visible()
     names = table.locator("thead th").all_text_contents()
-    assert names == ["place", "token", "probability", "rank", "entropy", "temperature", "layer:experts"]
+    assert names == ["position", "token", "probability", "rank", "entropy", "temperature", "layer:experts"]
     assert table.locator("tbody th[scope=row]").count() == len(texts(page, "strip"))
     generate(page, "The little fox")
     expect(table.locator("tbody tr")).to_have_count(len(texts(page, "strip")))
@@ -101,13 +111,13 @@ def test_order_stop_strings_and_neutral(page):
     shown(page, "order and scope").click()
     page.get_by_label("llama.cpp", exact=True).locator("visible=true").check()
     slide(page, "min-p", 0.05)
-    slide(page, "new tokens", 400)
+    slide(page, "max new tokens", 400)
     stop = page.get_by_label("stop strings").locator("visible=true")
     stop.fill(" the\n was")
     stop.press("Tab")
     generate(page)
     order = "model → repetition → n-gram → presence and frequency → top-k → top-p → min-p → temperature"
-    expect(page.locator("#token-heading")).to_contain_text("Order in force: " + order)
+    expect(page.locator("#token-heading")).to_contain_text("Sampler order: " + order)
     expect(page.get_by_text(order.removeprefix("model → "), exact=True).locator("visible=true").first).to_be_visible()
     expect(page.locator("#stats")).to_contain_text("ended by stop string")
     text = "".join(texts(page, "strip"))
@@ -116,8 +126,7 @@ def test_order_stop_strings_and_neutral(page):
     assert [name for name in names if name.startswith("min-p")] and names[-1].startswith("temperature")
     page.get_by_role("button", name="Neutral", exact=True).locator("visible=true").click()
     for name, value in (("temperature", "1"), ("top-k", "0"), ("top-p", "1"), ("min-p", "0")):
-        box = page.get_by_label("number input for " + name, exact=True).locator("visible=true").first
-        expect(box).to_have_value(value)
+        expect(number_box(page, name)).to_have_value(value)
     expect(page.get_by_label("transformers", exact=True).locator("visible=true")).to_be_checked()
     generate(page)
     expect(page.locator("#funnel .annotation-text")).to_contain_text("off: repetition, n-gram")
@@ -125,108 +134,102 @@ def test_order_stop_strings_and_neutral(page):
 
 
 def test_the_scope_of_a_penalty_is_chosen_used_and_shared(page):
-    info = page.locator("[data-testid=block-info]", has_text="presence and frequency look at")
+    info = page.locator("[data-testid=block-info]", has_text="scope of presence and frequency")
     scope = page.locator(".block", has=info).locator("visible=true").last
     shown(page, "penalties").click()
     slide(page, "presence", 2)
     shown(page, "order and scope").click()
-    written = []
+    samples = []
     for choice in ("output only", "prompt and output"):
         scope.get_by_label(choice, exact=True).check()
         page.get_by_label("keep this seed").check()
         generate(page, "Lily and her mom and Lily and her dad")
-        written.append(texts(page, "strip"))
-    assert written[0] != written[1]
-    shown(page, "keep and share").click()
-    page.get_by_role("button", name="Make a link to this text").click()
-    link = page.locator("#link").locator("textarea, input")
+        samples.append(texts(page, "strip"))
+    assert samples[0] != samples[1]
+    link = make_link(page)
     expect(link).to_have_value(re.compile("penalty_scope=all"))
     page.goto(link.input_value())
     expect(page.locator("#strip .prompt")).to_contain_text("Lily and her dad")
     settle(page)
-    assert texts(page, "strip") == written[1]
+    assert texts(page, "strip") == samples[1]
     shown(page, "order and scope").click()
     expect(scope.get_by_label("prompt and output", exact=True)).to_be_checked()
 
 
 def test_dynamic_temperature_shows_its_figures(page):
     shown(page, "dynamic temperature").click()
-    page.get_by_label("in place of the fixed one").locator("visible=true").check()
+    page.get_by_label("use dynamic temperature").locator("visible=true").check()
     generate(page)
     page.locator("#strip .token").nth(2).click()
-    told = re.compile(r"dynamic temperature (\d\.\d\d), from \d\.\d\d nats over [\d,]+ candidates")
-    expect(page.locator("#token-heading")).to_contain_text(told)
+    figures = re.compile(r"dynamic temperature (\d\.\d\d), from \d\.\d\d nats over [\d,]+ candidates")
+    expect(page.locator("#token-heading")).to_contain_text(figures)
     assert len({re.search(r"temperature ([\d.]+)", title)[1] for title in titles(page)}) > 3
     page.get_by_text("entropy and temperature along the text").click()
     lines = "plot => plot._fullData.map(t => t.name)"
     assert page.locator("#along .js-plotly-plot").evaluate(lines) == ["entropy, nats", "temperature"]
 
 
-def test_presets_outlive_the_server(browser, running_app, tmp_path):
-    page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
-    with running_app(ROOT, tmp_path / "one") as url:
-        page.goto(url)
-        expect(page.locator("#strip .token").first).to_be_visible()
+def test_presets_are_kept_across_a_reload_and_another_server(browser, app_url, tmp_path):
+    name = "<b>cold</b>"
+    with browser.new_context() as context:
+        page = context.new_page()
+        open_page(page, app_url)
         slide(page, "temperature", 0.35)
-        shown(page, "keep and share").click()
-        page.get_by_label("keep these settings as a preset").fill("<b>cold</b>")
-        page.get_by_role("button", name="Keep", exact=True).click()
-        expect(page.get_by_label("keep these settings as a preset")).to_have_value("")
-    with running_app(ROOT, tmp_path / "two", port=int(url.rsplit(":")[-1])) as url:
-        page.goto(url)
-        expect(page.locator("#strip .token").first).to_be_visible()
-        box = page.get_by_label("number input for temperature", exact=True).locator("visible=true").first
-        expect(box).to_have_value("0.7")
-        page.get_by_label("preset", exact=True).first.click()
-        page.get_by_role("option", name="<b>cold</b>").click()
-        expect(box).to_have_value("0.35")
-        page.context.close()
+        shown(page, "save and share").click()
+        box = page.get_by_label("save these settings as a preset")
+        box.fill(name)
+        button(page, "Save").click()
+        expect(box).to_have_value("")
+        choose_preset(page, app_url, name)
+        (origin,) = context.storage_state()["origins"]
+    with app_in(tmp_path) as other:
+        storage = {"cookies": [], "origins": [{**origin, "origin": other.url}]}
+        with browser.new_context(storage_state=storage) as context:
+            choose_preset(context.new_page(), other.url, name)
 
 
-def test_an_exported_branch_is_repeated_by_the_command_line(page, tmp_path):
-    page.locator("#strip .token").nth(7).click()
-    expect(page.locator("#token-heading")).to_contain_text("Token 8:")
-    page.get_by_text("candidates: click one").click()
-    page.locator("#candidates tbody button:not([disabled])").first.click()
-    expect(page.locator("#stats")).to_contain_text("branched at token 8")
-    settle(page)
-    shown(page, "keep and share").click()
-    page.get_by_role("button", name="Export as JSON, with every trace").click()
+def choose_preset(page, url, name):
+    """Opens the app, and chooses a preset with temperature 0.35."""
+    open_page(page, url)
+    expect(number_box(page, "temperature")).to_have_value("0.7")
+    page.get_by_label("preset", exact=True).first.click()
+    page.get_by_role("option", name=name).click()
+    expect(number_box(page, "temperature")).to_have_value("0.35")
+
+
+def test_the_command_line_repeats_an_exported_branch(page, tmp_path, monkeypatch, capsys):
+    branch(page, 7)
+    shown(page, "save and share").click()
+    button(page, "Export as JSON, with every trace").click()
     link = page.locator("#export a[download]").first
     expect(link).to_be_visible()
     with page.expect_download() as download:
         link.click()
     file = tmp_path / "text.json"
     download.value.save_as(file)
-    kept = json.loads(file.read_text())
-    shown_texts = [text.replace("↵\n", "\n") for text in texts(page, "strip")]
-    assert [token["text"] for token in kept["tokens"]][:9] == shown_texts[:9]
-    assert list(kept["forced"]) == ["7"] and all(token["stages"] for token in kept["tokens"])
-    command = [sys.executable, "-m", "deepseek.generate", "--repeat", str(file)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=120)
-    assert f"[{len(kept['tokens'])} tokens, all as recorded]" in done.stdout, done
+    record = json.loads(file.read_text())
+    strip = [text.replace("↵\n", "\n") for text in texts(page, "strip")]
+    assert [token["text"] for token in record["tokens"]][:9] == strip[:9]
+    assert list(record["forced"]) == ["7"] and all(token["stages"] for token in record["tokens"])
+    monkeypatch.setattr("sys.argv", ["generate", "--repeat", str(file)])
+    generate_command()
+    assert f"[{len(record['tokens'])} tokens, all as recorded]" in capsys.readouterr().out
 
 
 HOSTILE = "${1+1} `x` <img src=x onerror=\"document.title='owned'\"> \\u0041 \u202eevil\u202c a\u200bb {{value}}"
 
 
-def test_hostile_tokens_are_only_text_in_every_panel(page, app_url):
-    """The link puts each of them where the model would have written another."""
+def test_sampled_tokens_with_markup_stay_text(page, app_url):
+    """A link forces the model to sample them."""
     _, tokenizer = load("assets/demo")
     ids = tokenizer(HOSTILE, add_special_tokens=False)["input_ids"]
-    force = [f"{place}-{token}" for place, token in enumerate(ids)]
-    page.goto(
-        f"{app_url}/?" + urlencode(dict(prompt=HOSTILE, seed=3, max_new_tokens=len(ids), force=force), doseq=True)
-    )
+    forced = [f"{position}-{token}" for position, token in enumerate(ids)]
+    query = dict(prompt=HOSTILE, seed=3, max_new_tokens=len(ids), forced_tokens=forced)
+    page.goto(f"{app_url}/?{urlencode(query, doseq=True)}")
     expect(page.locator("#strip .prompt")).to_contain_text("<img src=x onerror=")
     settle(page)
     text = "".join(texts(page, "strip"))
     assert "<img src=x onerror=" in text and "⟨U+202E⟩evil" in text and "a⟨U+200B⟩b" in text
-
-    def nothing_ran():
-        page.wait_for_timeout(1000)
-        assert page.locator("img[src=x], #strip b").count() == 0 and page.title() != "owned"
-
     page.get_by_text("the text as a table").click()
     expect(page.locator("#text-table td", has_text="<").first).to_be_visible()
     page.get_by_text("candidates: click one").click()
@@ -234,33 +237,5 @@ def test_hostile_tokens_are_only_text_in_every_panel(page, app_url):
     page.locator("#strip .token", has_text="<").first.click()
     expect(page.locator("#candidates button", has_text="<").first).to_be_visible()
     expect(page.locator("#funnel .ytick", has_text="<").first).to_be_attached()
-    nothing_ran()
-    for name, inner, button in (
-        ("Experts", "This text", "Look"),
-        ("Experts", "Longer", "Read"),
-        ("Experts", "Kinds", "Compare the routing"),
-        ("Attention", None, "Look"),
-        ("Layers", None, "Look"),
-        ("Intervene", None, "Write both"),
-        ("Compare", None, "Compare"),
-    ):
-        open_tab(page, name)
-        if inner:
-            open_tab(page, inner)
-        box = page.locator("textarea:visible").first
-        box.wait_for()
-        page.wait_for_timeout(500)  # gradio gives what it has just drawn its first value again: see test_training.start
-        box.fill(HOSTILE)
-        page.get_by_role("button", name=button, exact=True).locator("visible=true").click()
-        nothing_ran()
-    expect(page.locator("#strip-a .prompt")).to_contain_text("<img src=x onerror=")
-    expect(page.locator("#strip-untouched .prompt")).to_contain_text("<img src=x onerror=")
-    open_tab(page, "Model")
-    box = page.get_by_label("checkpoint").locator("visible=true").first
-    box.wait_for()
-    page.wait_for_timeout(500)
-    box.fill(HOSTILE)
-    box.press("Enter")
-    page.get_by_role("button", name="Open", exact=True).click()
-    expect(page.get_by_text("neither a folder nor a Hub id").first).to_be_visible()
-    nothing_ran()
+    expect(page.locator("#along .js-plotly-plot")).to_be_visible()
+    assert page.locator("img[src=x], #strip b").count() == 0 and page.title() != "owned"

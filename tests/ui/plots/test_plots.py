@@ -1,9 +1,9 @@
-"""Each figure's data, against the records it was made from."""
+"""Each figure's data, against the records it shows."""
 
 import numpy as np
 import pytest
 import torch
-from test_trace import dense
+from small import dense
 from transformers import AutoModelForCausalLM
 
 from deepseek import SamplingParams, stream, trace
@@ -33,47 +33,47 @@ HOSTILE = [
 
 
 @pytest.fixture(scope="module")
-def seen(model, tokenizer):
+def traced(model, tokenizer):
     return trace(model, tokenizer, TEXT)
 
 
-def test_expert_map_shows_the_first_expert(seen):
-    heatmap = expert_map(seen.tokens, seen.routing).data[0]
-    for row, layer in zip(np.array(heatmap.z), seen.routing):
+def test_expert_map_shows_the_top_expert(traced):
+    heatmap = expert_map(traced.tokens, traced.routing).data[0]
+    for row, layer in zip(np.array(heatmap.z), traced.routing):
         assert row.tolist() == layer.indices[:, 0].tolist()
-    assert len(set(heatmap.x)) == len(seen.tokens)
-    assert heatmap.customdata[0][0].count("expert") == seen.routing[0].indices.shape[1]
+    assert len(set(heatmap.x)) == len(traced.tokens)
+    assert heatmap.customdata[0][0].count("expert") == traced.routing[0].indices.shape[1]
 
 
-def test_expert_load_is_the_share_of_the_assignments(seen):
-    counts = [tokens_per_expert(layer.indices, layer.experts) for layer in seen.routing]
-    figure = expert_load([load_shares(count).tolist() for count in counts], [layer.layer for layer in seen.routing])
+def test_expert_load_is_the_fraction_of_the_assignments(traced):
+    counts = [tokens_per_expert(layer.indices, layer.num_experts) for layer in traced.routing]
+    figure = expert_load([load_shares(count).tolist() for count in counts], [layer.layer for layer in traced.routing])
     for expert, bar in enumerate(figure.data):
         for value, count in zip(bar.y, counts):
             assert value == pytest.approx(int(count[expert]) / int(count.sum()), abs=1e-4)
 
 
-def test_the_path_of_a_token_is_its_experts_and_their_shares_layer_by_layer(seen):
-    for index in (0, 5, len(seen.tokens) - 1):
-        figure = token_path(seen.tokens[index], index, seen.routing)
-        for place, line in enumerate(figure.data):
-            assert list(line.x) == [f"layer {layer.layer}" for layer in seen.routing]
-            assert list(line.y) == [int(layer.indices[index, place]) for layer in seen.routing]
-            parts = [float(layer.weights[index, place] / layer.weights[index].sum()) for layer in seen.routing]
-            assert list(line.customdata) == pytest.approx(parts, abs=1e-4)
-            assert line.text == tuple(f"{share:.0%}" for share in parts)
+def test_a_token_path_shows_experts_and_normalised_weights(traced):
+    for index in (0, 5, len(traced.tokens) - 1):
+        figure = token_path(traced.tokens[index], index, traced.routing)
+        for choice, line in enumerate(figure.data):
+            assert list(line.x) == [f"layer {layer.layer}" for layer in traced.routing]
+            assert list(line.y) == [int(layer.indices[index, choice]) for layer in traced.routing]
+            weights = [float(layer.weights[index, choice] / layer.weights[index].sum()) for layer in traced.routing]
+            assert list(line.customdata) == pytest.approx(weights, abs=1e-4)
+            assert line.text == tuple(f"{weight:.0%}" for weight in weights)
         assert len(figure.data) == 2 and f"token {index + 1}:" in figure.layout.title.text
 
 
-def test_many_experts_are_drawn_as_a_map():
-    shares = torch.rand(3, 64).softmax(-1).tolist()
-    (few,) = {trace.type for trace in expert_load([row[:16] for row in shares], [1, 2, 3]).data}
-    (map,) = expert_load(shares, [1, 2, 3]).data
+def test_many_experts_are_drawn_as_a_heatmap():
+    load = torch.rand(3, 64).softmax(-1).tolist()
+    (few,) = {trace.type for trace in expert_load([row[:16] for row in load], [1, 2, 3]).data}
+    (map,) = expert_load(load, [1, 2, 3]).data
     assert few == "bar" and map.type == "heatmap" and map.zmid == 1 / 64
-    assert np.abs(np.array(map.z) - np.array(shares)).max() < 1e-4
+    assert np.abs(np.array(map.z) - np.array(load)).max() < 1e-4
 
 
-def test_balance_and_losses_are_drawn_as_given():
+def test_balance_and_ablation_effects_are_drawn_as_given():
     violations, divergences = balance([2, 3], [0.5, 1.25], [0.01, 0.0]).data
     assert (list(violations.y), list(divergences.y)) == ([0.5, 1.25], [0.01, 0.0])
     bars = ablation_bars([[0.1, -0.2, 0.0], [0.3, 0.0, 0.4]], [2, 3]).data
@@ -81,47 +81,47 @@ def test_balance_and_losses_are_drawn_as_given():
     assert {tuple(bar.x) for bar in bars} == {("layer 2", "layer 3")}
 
 
-def test_favourites_stand_in_the_row_of_their_expert():
+def test_vocabulary_specialization_has_a_row_per_expert():
     map = vocabulary_specialization([[(" a", 3, 4), ("<b>", 1, 9)], []]).data[0]
     assert list(map.text) == [["·a", "&lt;b&gt;"], ["", ""]] and list(map.z) == [[3, 1], [0, 0]]
     assert map.customdata[0] == ["·a: 3 of its 4", "&lt;b&gt;: 1 of its 9"] and map.y == ("expert 0", "expert 1")
     assert list(vocabulary_specialization([[], []]).data[0].z) == [[], []]
 
 
-def test_pairs_are_in_powers_of_two():
+def test_co_activation_is_in_powers_of_two():
     nan = float("nan")
     map = co_activation([[nan, 2.0, 0.5], [2.0, nan, 0.0], [0.5, 0.0, nan]]).data[0]
     assert list(map.z) == [[None, 1.0, -1.0], [1.0, None, -2], [-1.0, -2, None]]
     assert map.customdata[0] == ["", "2.00", "0.50"]
 
 
-def test_bands_join_the_experts_of_neighbouring_layers(seen):
-    steps = [(0, 3, 5, 7), (0, 3, 2, 1), (1, 5, 5, 7)]
-    sankey = transitions(steps, [*seen.routing, seen.routing[1]]).data[0]
+def test_transitions_join_the_experts_of_neighbouring_layers(traced):
+    counts = [(0, 3, 5, 7), (0, 3, 2, 1), (1, 5, 5, 7)]
+    sankey = transitions(counts, [*traced.routing, traced.routing[1]]).data[0]
     ends = zip(sankey.link.source, sankey.link.target, sankey.link.value)
-    bands = {(sankey.node.label[one], sankey.node.label[other], tokens) for one, other, tokens in ends}
+    bands = {(sankey.node.label[source], sankey.node.label[target], tokens) for source, target, tokens in ends}
     assert bands == {("1:3", "2:5", 7), ("1:3", "2:2", 1), ("2:5", "2:5", 7)}
     many = [(0, e, f, 1 + e * 40 + f) for e in range(40) for f in range(40)]
-    assert sorted(transitions(many, seen.routing).data[0].link.value) == list(range(1601 - MAX_TRANSITIONS, 1601))
+    assert sorted(transitions(many, traced.routing).data[0].link.value) == list(range(1601 - MAX_TRANSITIONS, 1601))
 
 
-def test_texts_are_told_apart_with_chance_beside_them():
+def test_divergence_stands_beside_its_permutation_baseline():
     bars = divergence_bars([1, 2], {"A and B": ([0.2, 0.4], [0.01, 0.02]), "A and C": ([0.1, 0.0], [0.03, 0.04])}).data
     assert {bar.name: list(bar.y) for bar in bars} == {
         "A and B": [0.2, 0.4],
         "A and C": [0.1, 0.0],
-        "A and B, by chance": [0.01, 0.02],
-        "A and C, by chance": [0.03, 0.04],
+        "A and B, permuted": [0.01, 0.02],
+        "A and C, permuted": [0.03, 0.04],
     }
     loads = load_by_text({"A": [0.25, 0.75], "B": [1.0, 0.0]}).data
     assert {bar.name: list(bar.y) for bar in loads} == {"A": [0.25, 0.75], "B": [1.0, 0.0]}
 
 
-def test_attention_is_in_whole_percents(seen):
-    weights = seen.attention(1)
-    large = np.array(attention_map(seen.tokens, weights[3], "head 3").data[0].z)
+def test_attention_is_in_whole_percents(traced):
+    weights = traced.attention(1)
+    large = np.array(attention_map(traced.tokens, weights[3], "head 3").data[0].z)
     assert np.abs(large - 100 * weights[3].numpy()).max() <= 0.5
-    small = attention_small(seen.tokens, weights, [f"head {head}" for head in range(9)])
+    small = attention_small(traced.tokens, weights, [f"head {head}" for head in range(9)])
     assert len(small.data) == len(weights)
     assert all(np.abs(np.array(d.z) - 100 * w.numpy()).max() <= 0.5 for d, w in zip(small.data, weights))
 
@@ -138,25 +138,25 @@ def test_small_maps_of_a_long_text_show_the_largest_of_each_square(heads):
         assert abs(cells[row, column] - 100 * float(block.max())) <= 0.5
 
 
-def test_tokens_of_a_range_keep_their_numbers(seen):
-    names = attention_map(seen.tokens[2:], seen.attention(0)[0, 2:, 2:], "", 2).data[0].x
-    assert [int(name.split()[0]) for name in names] == list(range(2, len(seen.tokens)))
+def test_tokens_of_a_range_keep_their_numbers(traced):
+    names = attention_map(traced.tokens[2:], traced.attention(0)[0, 2:, 2:], "", 2).data[0].x
+    assert [int(name.split()[0]) for name in names] == list(range(2, len(traced.tokens)))
 
 
-def test_attention_received_is_the_mean_given(seen):
-    weights = seen.attention(2)
-    bars = attention_received(seen.tokens, weights.mean((0, 1))).data[0].y
-    given = [sum(float(weights[h, i, j]) for h in range(9) for i in range(len(seen.ids))) for j in (0, 3)]
-    assert [bars[0], bars[3]] == pytest.approx([total / 9 / len(seen.ids) for total in given], abs=1e-4)
+def test_attention_received_is_the_mean(traced):
+    weights = traced.attention(2)
+    bars = attention_received(traced.tokens, weights.mean((0, 1))).data[0].y
+    expected = [sum(float(weights[h, i, j]) for h in range(9) for i in range(len(traced.ids))) for j in (0, 3)]
+    assert [bars[0], bars[3]] == pytest.approx([total / 9 / len(traced.ids) for total in expected], abs=1e-4)
 
 
-def test_cache_figures_show_both_ways_and_every_layer(seen, llama, tokenizer):
-    cache = seen.cache()
+def test_cache_figures_show_latents_and_keys_and_values(traced, llama, tokenizer):
+    cache = traced.cache()
     latents, full = cache_bytes(cache, 10, 100).data
-    assert list(latents.y) == [10 * cache.bytes / 1024, 100 * cache.bytes / 1024]
-    assert list(full.y) == [10 * cache.uncompressed / 1024, 100 * cache.uncompressed / 1024]
-    raw, kept = latent_norms(cache).data
-    for line, norms in ((raw, cache.raw), (kept, cache.kept)):
+    assert list(latents.y) == pytest.approx([10 * cache.bytes / 1024, 100 * cache.bytes / 1024], abs=1e-4)
+    assert list(full.y) == pytest.approx([10 * cache.uncompressed / 1024, 100 * cache.uncompressed / 1024], abs=1e-4)
+    raw, cached = latent_norms(cache).data
+    for line, norms in ((raw, cache.raw_norms), (cached, cache.cached_norms)):
         assert list(line.y) == pytest.approx([float(row.mean()) for row in norms])
         assert [y + e for y, e in zip(line.y, line.error_y.array)] == pytest.approx([float(row.max()) for row in norms])
     assert [bar.name for bar in cache_bytes(trace(llama, tokenizer, TEXT).cache(), 10, None).data] == [
@@ -171,34 +171,34 @@ def test_a_map_of_512_tokens_is_under_a_megabyte():
 
 def _routing(tokens):
     indices = torch.randint(0, 8, (tokens, 2))
-    return dict(layer=1, experts=8, indices=indices, weights=torch.full((tokens, 2), 0.5))
+    return dict(layer=1, num_experts=8, indices=indices, weights=torch.full((tokens, 2), 0.5))
 
 
 @pytest.mark.parametrize("order", ["transformers", "llama.cpp"])
-def test_funnel_shows_every_active_stage_and_marks_the_draw(model, tokenizer, order):
+def test_funnel_shows_every_active_sampler_and_marks_the_sampled_token(model, tokenizer, order):
     params = SamplingParams(temperature=0.7, top_k=20, top_p=0.8, repetition_penalty=1.3, seed=1, order=order)
     for token in list(stream(model, tokenizer, TEXT, params))[:5]:
         figure = funnel(token, params).data[0]
         names = [column.split("<br>")[0] for column in figure.x]
         assert names == ["model"] + [stage.name for stage in token.stages if stage.active]
         assert sum("▶" in row for row in figure.y) == 1
-        drawn = next(i for i, row in enumerate(figure.y) if "▶" in row)
-        assert figure.z[drawn][-1] == pytest.approx(100 * token.sampler_probability)
+        sampled = next(i for i, row in enumerate(figure.y) if "▶" in row)
+        assert figure.z[sampled][-1] == pytest.approx(100 * token.sampler_probability)
         notes = [column.split("<br>")[1] for column in figure.x[1:]]
         for note, stage in zip(notes, [stage for stage in token.stages if stage.active]):
             assert note in ("no change", "reshaped") or note == f"{stage.num_candidates:,} left"
             assert (note == "no change") == (not stage.changed)
 
 
-def test_the_funnel_names_what_is_off_and_what_was_passed_over(tokenizer):
-    """Of twelve tokens all were seen: no repeated 1-gram would leave none."""
+def test_the_funnel_names_disabled_and_skipped_samplers(tokenizer):
+    """The prompt holds all twelve tokens of the vocabulary, so n-gram size 1 would leave no token."""
     config = dense()["llama"]
     config.vocab_size = 12
     small = AutoModelForCausalLM.from_config(config).eval()
     params = SamplingParams(no_repeat_ngram_size=1, top_k=3, seed=0, max_new_tokens=1)
     (token,) = stream(small, tokenizer, list(range(12)), params)
     (caption,) = [note.text for note in funnel(token, params).layout.annotations]
-    assert caption.endswith(" · passed over, as it would leave no token: n-gram")
+    assert caption.endswith(" · skipped, as it would leave no token: n-gram")
     assert caption.startswith("off: repetition, presence and frequency, temperature, top-p, min-p ·")
     assert len(funnel(token, params).data[0].x) == 2
 
@@ -212,15 +212,15 @@ def test_entropy_and_temperature_follow_the_text(model, tokenizer):
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_labels_hold_no_markup_and_nothing_invisible(text):
+def test_a_label_holds_no_markup_and_nothing_invisible(text):
     shown = label(text)
     assert "<" not in shown and ">" not in shown
     assert shown.isprintable() and shown
 
 
-def test_lens_map_marks_where_the_answer_first_leads(seen):
-    lens = seen.lens()
-    heatmap, marks = lens_map(seen.tokens, lens).data
+def test_lens_map_marks_the_first_match(traced):
+    lens = traced.lens()
+    heatmap, marks = lens_map(traced.tokens, lens).data
     assert np.abs(np.array(heatmap.z) - 100 * lens.probabilities.numpy()).max() <= 0.5
     assert [heatmap.y.index(row) for row in marks.y] == lens.first_match_layer
 

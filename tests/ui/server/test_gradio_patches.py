@@ -1,4 +1,4 @@
-"""The light sessions beside gradio's own."""
+"""The light sessions against gradio's own."""
 
 import gradio as gr
 import pytest
@@ -20,24 +20,30 @@ def by_id(session):
     return {component["id"]: component for component in session.components}
 
 
-def test_it_tells_what_gradio_tells_before_and_after_a_change(blocks):
-    ours, theirs = gradio_patches.LightSession(blocks), state_holder.SessionState(blocks)
-    assert by_id(ours) == by_id(theirs)
-    ours, theirs = gradio_patches.LightSession(blocks), state_holder.SessionState(blocks)
+def test_descriptions_equal_gradio_s_before_and_after_a_change(blocks):
+    light, full = gradio_patches.LightSession(blocks), state_holder.SessionState(blocks)
+    assert by_id(light) == by_id(full)
+    light, full = gradio_patches.LightSession(blocks), state_holder.SessionState(blocks)
     state, text, slider = (key for key, block in blocks.blocks.items() if not isinstance(block, gr.blocks.BlockContext))
-    for session in (ours, theirs):
+    for session in (light, full):
         session[text] = gr.Textbox("other", render=False)
         session._update_value_in_config(slider, 7)
         session[state] = 6
-    assert by_id(ours) == by_id(theirs) and by_id(ours)[slider]["props"]["value"] == 7
-    assert ours[state] == 6 and gradio_patches.LightSession(blocks)[state] == 5
+    assert by_id(light) == by_id(full) and by_id(light)[slider]["props"]["value"] == 7
+    assert light[state] == 6 and gradio_patches.LightSession(blocks)[state] == 5
 
 
-def test_nothing_is_described_until_it_is_asked_for(blocks, monkeypatch):
+def test_nothing_is_described_until_it_is_read(blocks, monkeypatch):
     monkeypatch.setattr(gr.Textbox, "get_config", pytest.fail)
-    monkeypatch.setattr(state_holder, "SessionState", state_holder.SessionState)  # put back afterwards
+    monkeypatch.setattr(state_holder, "SessionState", state_holder.SessionState)  # restored afterwards
     gradio_patches.apply_patches()
     holder = state_holder.StateHolder()
     holder.set_blocks(blocks)
     assert isinstance(holder["someone"], gradio_patches.LightSession)
     assert "someone" in holder and holder["someone"] is holder["someone"]
+
+
+def test_another_gradio_is_refused(monkeypatch):
+    monkeypatch.setattr(gr, "__version__", "6.32.0")
+    with pytest.raises(RuntimeError, match="gradio is 6.32.0"):
+        gradio_patches.apply_patches()

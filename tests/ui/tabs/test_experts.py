@@ -1,4 +1,4 @@
-"""The panels about experts on every kind of model, and the functions behind them."""
+"""The sub-tabs of the Experts tab and the Intervene tab, on six families of mixtures and a dense model."""
 
 import math
 import re
@@ -6,12 +6,13 @@ import re
 import gradio as gr
 import pytest
 import torch
-from test_trace import families
+from small import families
 from transformers import AutoModelForCausalLM
 
 from deepseek import SamplingParams, trace
 from deepseek.interpret import routing_stats
 from deepseek.interpret.interventions import Intervention
+from deepseek.ui.components.traces import trace_long
 from deepseek.ui.tabs import compare_domains, experts, intervene, long_text
 
 TEXT = "Once upon a time a fox ran over the hill."
@@ -25,93 +26,102 @@ def mixture(request):
 
 
 def test_every_panel_draws_any_mixture(mixture, tokenizer):
-    seen = trace(mixture, tokenizer, TEXT)
-    _, *figures, note, reading = experts.draw(seen)
-    chosen, many = seen.routing[0].indices.shape[1], seen.routing[0].experts
-    assert all(figures) and f"each sent to {chosen} of {many} experts" in note and reading.tokens == seen.tokens
-    long = long_text.read_long_text(mixture, tokenizer, TEXT * 6)
-    note, favourites, pairs, flow = long_text.draw(long, seen.routing[-1].layer)
-    assert len(favourites.data[0].y) == len(pairs.data[0].y) == many and len(flow.data[0].link.value) > 1
+    traced = trace(mixture, tokenizer, TEXT)
+    _, *figures, note, state = experts.draw(traced)
+    top_k, num_experts = traced.routing[0].indices.shape[1], traced.routing[0].num_experts
+    assert all(figures) and f"each routed to {top_k} of {num_experts} experts" in note and state.tokens == traced.tokens
+    long = trace_long(mixture, tokenizer, TEXT * 6)
+    note, vocabulary, co_activation, transitions = long_text.draw(long, traced.routing[-1].layer)
+    assert (
+        len(vocabulary.data[0].y) == len(co_activation.data[0].y) == num_experts
+        and len(transitions.data[0].link.value) > 1
+    )
     summary, bars, heading, loads = compare_domains.draw(
-        {"A": long, "B": long_text.read_long_text(mixture, tokenizer, "déjà vu " * 30)}
+        {"A": long, "B": trace_long(mixture, tokenizer, "déjà vu " * 30)}
     )
     assert "**A and B: 0." in summary and bars.data and heading.startswith("### Layer ") and len(loads.data) == 2
-    *_, (figure, note) = intervene.measured(mixture, tokenizer, TEXT, seen.routing[-1].layer)
-    assert len(figure.data) == many and note.startswith("Needed most")
-    *_, (plain, changed) = intervene.beside(mixture, tokenizer, TEXT, PARAMS, Intervention(1, "force"))
-    assert len(plain.tokens) == len(changed.tokens) == 12
+    *_, (figure, note) = intervene.measure_ablations(mixture, tokenizer, TEXT, traced.routing[-1].layer)
+    assert len(figure.data) == num_experts and note.startswith("Largest effect")
+    *_, (original, changed) = intervene.side_by_side(mixture, tokenizer, TEXT, PARAMS, Intervention(1, "force"))
+    assert len(original.tokens) == len(changed.tokens) == 12
     for token in changed.tokens[:-1]:
         assert token.experts and all(1 in dict(to) for to in token.experts.values())
-    expert, layer = intervene.choices(mixture)
-    assert len(expert["choices"]) == many and len(layer["choices"]) == 1 + len(seen.routing)
+    expert, layer = intervene.expert_choices(mixture), intervene.layer_choices(mixture)
+    assert len(expert["choices"]) == num_experts and len(layer["choices"]) == 1 + len(traced.routing)
 
 
 def test_every_panel_says_that_a_dense_model_has_no_experts(llama, tokenizer):
     _, *figures, note, _ = experts.draw(trace(llama, tokenizer, TEXT))
     assert figures == [None] * 4 and "has no experts" in note
-    reading = long_text.read_long_text(llama, tokenizer, TEXT)
-    note, *figures = long_text.draw(reading, None)
+    traced = trace_long(llama, tokenizer, TEXT)
+    note, *figures = long_text.draw(traced, None)
     assert figures == [None] * 3 and "has no experts" in note
-    summary, *drawn = compare_domains.draw({"A": reading, "B": reading})
+    summary, *drawn = compare_domains.draw({"A": traced, "B": traced})
     assert "has no experts" in summary and not any(drawn)
-    [(figure, note)] = intervene.measured(llama, tokenizer, TEXT, intervene.EVERY)
+    [(figure, note)] = intervene.measure_ablations(llama, tokenizer, TEXT, intervene.EVERY_LAYER)
     assert figure is None and "has no experts" in note
     with pytest.raises(gr.Error, match="has no experts"):
-        list(intervene.beside(llama, tokenizer, TEXT, PARAMS, Intervention(0, "off")))
+        list(intervene.side_by_side(llama, tokenizer, TEXT, PARAMS, Intervention(0, "off")))
 
 
 def test_the_summary_is_the_mean_over_the_layers(model, tokenizer):
     texts = {"A": "a fox ran over the hill " * 5, "B": "12 34 56 78 " * 10, "C": TEXT * 3}
-    readings = {name: long_text.read_long_text(model, tokenizer, text) for name, text in texts.items()}
-    summary, bars, heading, loads = compare_domains.draw(readings)
+    traces = {name: trace_long(model, tokenizer, text) for name, text in texts.items()}
+    summary, bars, heading, loads = compare_domains.draw(traces)
 
-    def shares(name, layer):
-        chosen = readings[name].routing[layer].indices.flatten().tolist()
+    def load(name, layer):
+        chosen = traces[name].routing[layer].indices.flatten().tolist()
         return [chosen.count(expert) / len(chosen) for expert in range(8)]
 
     def bits(p, q):
         middle = [(a + b) / 2 for a, b in zip(p, q)]
         return sum(sum(x * math.log2(x / m) for x, m in zip(side, middle) if x) for side in (p, q)) / 2
 
-    for one, other in ("AB", "AC", "BC"):
-        found = [bits(shares(one, layer), shares(other, layer)) for layer in range(2)]
-        assert f"**{one} and {other}: {sum(found) / 2:.3f} bits**" in summary
-        bar = next(bar for bar in bars.data if bar.name == f"{one} and {other}")
-        assert list(bar.y) == pytest.approx(found, abs=1e-4)
-    place = int(heading.split("Layer ")[1].split(",")[0]) - 1
+    for a, b in ("AB", "AC", "BC"):
+        divergences = [bits(load(a, layer), load(b, layer)) for layer in range(2)]
+        assert f"**{a} and {b}: {sum(divergences) / 2:.3f} bits**" in summary
+        bar = next(bar for bar in bars.data if bar.name == f"{a} and {b}")
+        assert list(bar.y) == pytest.approx(divergences, abs=1e-4)
+    layer = int(heading.split("Layer ")[1].split(",")[0]) - 1
     for bar in loads.data:
-        assert list(bar.y) == pytest.approx(shares(bar.name, place), abs=1e-4)
+        assert list(bar.y) == pytest.approx(load(bar.name, layer), abs=1e-4)
 
 
-def test_both_texts_mark_where_they_part(model, tokenizer):
-    *_, (plain, changed) = intervene.beside(model, tokenizer, TEXT, PARAMS, Intervention(2, "force"))
-    ids = [[token.id for token in side.tokens] for side in (plain, changed)]
-    place = next(i for i, (one, other) in enumerate(zip(*ids)) if one != other)
-    for side in (plain, changed):
-        assert f'{{"mark": {place}}}' in side.strip
-    assert intervene.verdict(plain, changed).startswith(f"They part at token {place + 1}; ")
-    assert intervene.verdict(plain, plain).startswith("The same text, all 12")
+def test_both_samples_mark_the_first_difference(model, tokenizer):
+    *_, (original, changed) = intervene.side_by_side(model, tokenizer, TEXT, PARAMS, Intervention(2, "force"))
+    ids = [[token.id for token in side.tokens] for side in (original, changed)]
+    position = next(i for i, (a, b) in enumerate(zip(*ids)) if a != b)
+    for side in (original, changed):
+        assert f'{{"mark": {position}}}' in side.strip
+    assert intervene.verdict(original, changed).startswith(f"The samples diverge at token {position + 1}; ")
+    assert intervene.verdict(original, original).startswith("The samples are identical, all 12")
 
 
 @pytest.mark.parametrize(
     "work, refusal",
     [
-        (lambda *model: long_text.read_long_text(*model, "a" * 20_001), "text has 20,001 characters"),
-        (lambda *model: long_text.read_long_text(*model, ""), "text is empty"),
-        (lambda *model: long_text.read_long_text(*model, 5), "text is 5; it must be text"),
-        (lambda *model: list(intervene.measured(*model, 5, intervene.EVERY)), "text is 5; it must be text"),
-        (lambda *model: list(intervene.measured(*model, TEXT, 77)), "layer is 77; it must be one that has experts"),
+        (lambda *model: trace_long(*model, "a" * 20_001), "text has 20,001 characters"),
+        (lambda *model: trace_long(*model, ""), "text is empty"),
+        (lambda *model: trace_long(*model, 5), "text is 5; it must be text"),
         (
-            lambda *model: list(intervene.measured(*model, TEXT * 40, 1)),
+            lambda *model: list(intervene.measure_ablations(*model, 5, intervene.EVERY_LAYER)),
+            "text is 5; it must be text",
+        ),
+        (
+            lambda *model: list(intervene.measure_ablations(*model, TEXT, 77)),
+            "layer is 77; it must be one that has experts",
+        ),
+        (
+            lambda *model: list(intervene.measure_ablations(*model, TEXT * 40, 1)),
             "text has .* tokens; the model reads 256 at most",
         ),
-        (lambda *model: list(intervene.beside(*model, "", PARAMS, Intervention(0, "off"))), "prompt is empty"),
+        (lambda *model: list(intervene.side_by_side(*model, "", PARAMS, Intervention(0, "off"))), "prompt is empty"),
         (
-            lambda *model: list(intervene.beside(*model, TEXT, PARAMS, Intervention(None, "off"))),
+            lambda *model: list(intervene.side_by_side(*model, TEXT, PARAMS, Intervention(None, "off"))),
             "expert is None; it must",
         ),
         (
-            lambda *model: list(intervene.beside(*model, TEXT, PARAMS, Intervention(0, "dim"))),
+            lambda *model: list(intervene.side_by_side(*model, TEXT, PARAMS, Intervention(0, "dim"))),
             "action is 'dim'; it must",
         ),
     ],
@@ -122,15 +132,15 @@ def test_refusals_are_one_sentence(model, tokenizer, work, refusal):
     assert re.match(refusal, caught.value.message)
 
 
-def test_an_uploaded_file_is_text_of_a_bounded_length(tmp_path):
+def test_an_uploaded_file_must_be_text_of_bounded_length(tmp_path):
     file = tmp_path / "text"
     file.write_bytes("\ufeffdéjà vu".encode())
-    assert long_text.opened(file) == "déjà vu"
+    assert long_text.read_file(file) == "déjà vu"
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(gr.Error, match="not text in UTF-8"):
-        long_text.opened(file)
+        long_text.read_file(file)
     file.write_text("a" * (routing_stats.MAX_CHARACTERS + 1))
     with pytest.raises(gr.Error, match="more than 20,000 characters"):
-        long_text.opened(file)
+        long_text.read_file(file)
     file.write_text("a" * routing_stats.MAX_CHARACTERS)
-    assert len(long_text.opened(file)) == routing_stats.MAX_CHARACTERS
+    assert len(long_text.read_file(file)) == routing_stats.MAX_CHARACTERS

@@ -1,0 +1,38 @@
+"""Shared by the tests of training: the settings of a small run, and the command line in this process."""
+
+import signal
+
+import pytest
+
+from deepseek import train
+from deepseek.training import runs
+from deepseek.training.config import TrainConfig
+
+SMALL = dict(preset="tiny", max_seq_len=32, batch_size=4, max_steps=20, warmup_steps=3, lr=5e-3, save_every=5)
+SMALL |= dict(eval_every=0, sample_every=0, probe="")
+
+
+@pytest.fixture(scope="session")
+def small_config(stories):
+    """Makes the settings of a small run under `root`, with changes."""
+    return lambda root, **changes: TrainConfig(**{"root": str(root), "data": [stories], **SMALL, **changes})
+
+
+@pytest.fixture
+def config(small_config, tmp_path):
+    """Makes the settings of a small run in a folder of its own, with changes."""
+    return lambda **changes: small_config(tmp_path, **changes)
+
+
+@pytest.fixture
+def train_main(monkeypatch):
+    """Runs `python -m deepseek.train` with the given settings in this process."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def run(config, resume=False):
+        monkeypatch.setattr("sys.argv", runs.command(config, resume)[2:])
+        train.main()
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

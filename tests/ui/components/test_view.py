@@ -1,0 +1,53 @@
+"""When a View is redrawn, and with which values."""
+
+from types import SimpleNamespace
+
+import gradio as gr
+import pytest
+
+from deepseek.ui.components.view import View
+from deepseek.ui.server import model_registry
+
+SKIP = gr.skip()
+
+
+@pytest.fixture
+def handlers(monkeypatch):
+    """(on request, on opening) of a view of a text, a layer and an unfitted seed; it draws (model's path, text, layer, seed)."""
+    monkeypatch.setattr(model_registry, "get_model", lambda path: (SimpleNamespace(path=path, layers=len(path)), None))
+
+    def redraw(model, tokenizer, *values):
+        yield [(model.path, *values)]
+
+    def listener(function, inputs, outputs, **options):
+        return function
+
+    with gr.Blocks():
+        text, layer, seed, figure = gr.Textbox(), gr.Slider(0, 9), gr.Number(), gr.JSON()
+        view = View(
+            redraw, [text, layer, seed], [figure], 1, [layer], lambda model: [dict(maximum=model.layers, value=1)]
+        )
+        connection = dict(drawn=None, sub_tab=(gr.State("open"), "open"))
+        (on_request,), (on_open,) = view.connect(gr.State("demo"), [listener], [listener], **connection)
+    return on_request, on_open
+
+
+def test_a_request_redraws_with_the_values_of_the_page(handlers):
+    on_request, _ = handlers
+    assert list(on_request(None, "demo", "fox", 5, 7)) == [[("demo", "fox", 5, 7), ("demo", "fox")]]
+
+
+@pytest.mark.parametrize("sub_tab, drawn", [("open", ("demo", "fox")), ("another", ("old", "fox")), ("another", None)])
+def test_a_view_that_is_current_or_hidden_stays_as_it_is(handlers, sub_tab, drawn):
+    assert list(handlers[1](sub_tab, drawn, "demo", "fox", 5, 7)) == [[SKIP, SKIP, SKIP]]
+
+
+def test_another_text_redraws_with_the_same_choices(handlers):
+    expected = [[("demo", "hen", 5, 7), ("demo", "hen"), SKIP]]
+    assert list(handlers[1]("open", ("demo", "fox"), "demo", "hen", 5, 7)) == expected
+
+
+@pytest.mark.parametrize("drawn", [("demo", "fox"), None])
+def test_another_checkpoint_redraws_with_choices_that_fit_it(handlers, drawn):
+    (values,) = handlers[1]("open", drawn, "other", "fox", 9, 7)
+    assert values == [("other", "fox", 1, 7), ("other", "fox"), gr.update(maximum=5, value=1)]

@@ -1,0 +1,28 @@
+"""The Attention tab: ranges of tokens, and the size of an update."""
+
+import gradio as gr
+import pytest
+
+from deepseek import trace
+from deepseek.ui.tabs import attention
+
+
+def test_an_attention_update_of_512_tokens_is_under_a_megabyte(demo):
+    model, tokenizer = demo
+    seen = trace(model, tokenizer, list(range(100, 612)))
+    note, lines, *figures, _ = attention.draw(seen, model.config, layers=(0, 5), heads=(0, 8))
+    assert note == "512 tokens"
+    assert len(lines) + sum(len(figure.to_json()) for figure in figures) < 1e6
+
+
+@pytest.mark.parametrize("text", ["0-3", "3-1", "1-70", "x", "1", "-", "1-2-3"])
+def test_a_bad_range_of_tokens_is_refused(text):
+    with pytest.raises(gr.Error, match="tokens are .* within 1-60"):
+        attention.token_range(text, 60)
+
+
+def test_a_range_of_tokens_is_counted_from_one():
+    assert attention.token_range(" 2 – 5 ", 60) == (1, 5) and attention.token_range("", 60) == (0, 60)
+    assert attention.token_range("", 1000) == (0, 512) and attention.token_range("489-1000", 1000) == (488, 1000)
+    with pytest.raises(gr.Error, match="of 512 tokens at most"):
+        attention.token_range("1-513", 1000)

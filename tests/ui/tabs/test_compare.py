@@ -1,0 +1,41 @@
+"""The figures and the report of the Compare tab."""
+
+import pytest
+
+from deepseek import SamplingParams, load, stream
+from deepseek.ui.components.comparison import sample_stats
+from deepseek.ui.generation import Generation, side_by_side
+from deepseek.ui.tabs import compare
+
+
+def test_figures_of_a_repeating_text():
+    class Token:
+        milliseconds, probability = 10.0, 0.5
+
+        def __init__(self, id):
+            self.id = id
+
+    generation = Generation("", SamplingParams())
+    generation.tokens = [Token(i % 4) for i in range(16)]
+    figures = sample_stats(generation)
+    assert figures["tokens_per_second"] == 100 and figures["mean_probability"] == 0.5
+    assert figures["distinct_2_grams"] == 4 / 15
+    assert figures["repeated_4_grams"] == pytest.approx(1 - 4 / 13)
+
+
+def test_a_report_lists_what_differed_and_the_figures_of_both_sides(demo, checkpoint):
+    """Two settings and two checkpoints at once."""
+    a, b = SamplingParams(seed=3, max_new_tokens=9), SamplingParams(seed=3, max_new_tokens=9, top_k=4)
+    other = load(checkpoint)
+    *_, (one, two) = side_by_side(demo, other, "Once upon", a, b)
+    for generation, opened, params in ((one, demo, a), (two, other, b)):
+        assert [t.id for t in generation.tokens] == [t.id for t in stream(*opened, "Once upon", params)]
+    rows = {name: values for name, *values in compare.report(one, two, ("assets/demo", checkpoint))}
+    assert list(rows)[:3] == ["checkpoint", "top k", "first different token"]
+    assert rows["checkpoint"] == ["assets/demo", checkpoint] and rows["top k"] == ["0", "4"]
+    place = next(i for i, (s, t) in enumerate(zip(one.tokens, two.tokens), 1) if s.id != t.id)
+    assert rows["first different token"] == [str(place)] * 2
+    for column, generation in enumerate((one, two)):
+        mean = sum(token.probability for token in generation.tokens) / len(generation.tokens)
+        assert float(rows["mean probability"][column]) == pytest.approx(mean, abs=5e-4)
+    assert {"tokens per second", "distinct 2-grams", "repeated 4-grams"} <= set(rows)

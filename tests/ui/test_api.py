@@ -1,0 +1,229 @@
+"""The named endpoints on the running app, and requests of version 0.1."""
+
+import json
+import re
+import urllib.request
+
+import numpy as np
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+from running import ROOT, wait_until
+
+from deepseek import SamplingParams, load, stream, trace
+from deepseek.interpret.interventions import Intervention, ablation_effects
+from deepseek.training import runs
+
+
+@pytest.fixture(scope="module")
+def client(app_url):
+    return Client(app_url, verbose=False)
+
+
+def test_generate_streams_and_repeats(client):
+    job = client.submit("Once upon a time", temperature=0.8, top_k=40, max_new_tokens=40, seed=3, api_name="/generate")
+    answers = list(job)
+    assert len(answers) > 1
+    assert [answer["tokens"] for answer in answers] == sorted(answer["tokens"] for answer in answers)
+    assert answers[-1]["finish_reason"] == "length" and answers[0]["finish_reason"] is None
+    again = client.predict(
+        "Once upon a time", temperature=0.8, top_k=40, max_new_tokens=40, seed=3, api_name="/generate"
+    )
+    assert again["text"] == answers[-1]["text"]
+
+
+def test_only_the_prompt_is_required(client):
+    endpoints = client.view_api(return_format="dict")["named_endpoints"]
+    assert {"/generate", "/trace", "/compare", "/train_start", "/train_status", "/train_stop"} == set(endpoints)
+    for name, required in (("/generate", 1), ("/trace", 1), ("/compare", 1)):
+        assert sum(not parameter["parameter_has_default"] for parameter in endpoints[name]["parameters"]) == required
+    names = {parameter["parameter_name"] for parameter in endpoints["/generate"]["parameters"]}
+    assert set(SamplingParams.__dataclass_fields__) <= names
+
+
+def test_traces_come_along_when_asked_for(client):
+    answer = client.predict("Once", max_new_tokens=5, seed=0, traces=True, api_name="/generate")
+    assert [token["text"] for token in answer["traces"]] and len(answer["traces"]) == 5
+    assert answer["traces"][0]["stages"] and answer["traces"][0]["candidates"]
+
+
+def test_trace_is_that_of_the_model(client, demo):
+    answer = client.predict("The cat sat on the mat.", attention_layer=2, api_name="/trace")
+    traced = trace(*demo, "The cat sat on the mat.")
+    assert answer["tokens"] == traced.tokens and "".join(answer["tokens"][1:]) == "The cat sat on the mat."
+    assert answer["routing"][1]["indices"] == traced.routing[1].indices.tolist()
+    assert answer["attention"] == pytest.approx(traced.attention(2).numpy(), abs=1e-5)
+    assert answer["lens"]["choices"] == traced.lens().choices.tolist()
+    assert answer["lens"]["first_match_layer"] == traced.lens().first_match_layer
+    assert np.allclose(answer["cache"]["kept_norms"], traced.cache().cached_norms, atol=1e-4)
+    assert np.allclose(answer["cache"]["raw_norms"], traced.cache().raw_norms, atol=1e-4)
+    assert answer["cache"]["uncompressed"] / answer["cache"]["bytes"] == 1152 / 160
+    for layer, routed in zip(answer["routing"], traced.routing):
+        shares = [(routed.indices == expert).sum().item() / routed.indices.numel() for expert in range(8)]
+        assert layer["load"] == pytest.approx(shares, abs=1e-5)
+        assert layer["max_violation"] == pytest.approx(8 * max(shares) - 1, abs=1e-4)
+        mean = (routed.scores / routed.scores.sum(-1, keepdim=True)).mean(0)
+        assert layer["kl"] == pytest.approx(float((mean * (8 * mean).log()).sum()), abs=1e-4)
+        counts = [(routed.indices == expert).any(1).sum().item() for expert in range(8)]
+        totals = [sum(count for _, count, _ in tokens) for tokens in layer["vocabulary_specialization"]]
+        assert totals == counts  # the text is short enough for all of them
+        assert [row[expert] for expert, row in enumerate(layer["co_activation"])] == [None] * 8
+    assert "compared" not in answer and "loss_change" not in answer  # not asked for
+    top = [routed.indices[:, 0].tolist() for routed in traced.routing]
+    for index, expert, next_expert, tokens in answer["transitions"]:
+        assert tokens == list(zip(top[index], top[index + 1])).count((expert, next_expert))
+    assert sum(tokens for *_, tokens in answer["transitions"]) == len(traced.ids) * (len(traced.routing) - 1)
+
+
+def test_trace_compares_texts_and_ablates_experts(client, demo):
+    text, other = "The cat sat on the mat.", "def f(x): return x + 1"
+    answer = client.predict(text, other=other, losses=True, api_name="/trace")
+    divergences = []
+    for pair in zip(trace(*demo, text).routing, trace(*demo, other).routing):
+        p, q = (np.bincount(routed.indices.flatten(), minlength=8) / routed.indices.numel() for routed in pair)
+        kl = lambda x, y: sum(a * np.log2(a / b) for a, b in zip(x, y) if a)  # noqa: E731
+        divergences.append((kl(p, (p + q) / 2) + kl(q, (p + q) / 2)) / 2)
+    compared = answer["compared"]
+    assert compared["divergence"] == pytest.approx(divergences, abs=1e-6)
+    assert compared["mean"] == pytest.approx(sum(divergences) / 5) and len(compared["permutation_baseline"]) == 5
+    rows = {(layer, expert): change for layer, expert, change in ablation_effects(*demo, text)}
+    for row, layer in zip(answer["loss_change"], range(1, 6), strict=True):
+        assert row == pytest.approx([rows[layer, expert] for expert in range(8)], abs=2e-2)
+
+
+def test_concurrent_traces_do_not_mix(client, demo):
+    texts = ["The cat sat on the mat. " * (1 + i % 3) + str(i) for i in range(8)]
+    jobs = [client.submit(text, attention_layer=3, api_name="/trace") for text in texts]
+    for text, job in zip(texts, jobs):
+        answer, alone = job.result(120), trace(*demo, text)
+        assert answer["tokens"] == alone.tokens
+        assert [layer["indices"] for layer in answer["routing"]] == [layer.indices.tolist() for layer in alone.routing]
+        assert np.allclose(answer["attention"], alone.attention(3), atol=1e-5)
+
+
+def test_generate_under_interventions(client):
+    options = dict(max_new_tokens=12, seed=3, traces=True, api_name="/generate")
+    plain = client.predict("Once", **options)
+    same = client.predict("Once", interventions=[], **options)
+    assert same["text"] == plain["text"]
+    forced = client.predict("Once", interventions=[{"expert": 5, "action": "force", "layer": 2}], **options)
+    assert all(5 in dict(token["experts"]["2"]) for token in forced["traces"])
+    off = client.predict("Once", interventions=[{"expert": 5, "action": "off"}], **options)
+    assert not any(5 in dict(to) for token in off["traces"] for to in token["experts"].values())
+    for bad in (5, [5], [{"expert": 1}], [{"expert": "a", "action": "off"}], [{"expert": 9, "action": "off"}]):
+        with pytest.raises(Exception, match="^(interventions are|expert is) .* must be"):
+            client.predict("Once", interventions=bad, **options)
+
+
+@pytest.mark.parametrize(
+    "arguments, field",
+    [
+        (dict(prompt=""), "prompt"),
+        (dict(prompt=5), "prompt"),
+        (dict(prompt="word " * 3000), "prompt"),
+        (dict(prompt="x", temperature=1e300), "temperature"),
+        (dict(prompt="x", temperature="NaN"), "temperature"),
+        (dict(prompt="x", temperature="hot"), "temperature"),
+        (dict(prompt="x", top_p=7), "top_p"),
+        (dict(prompt="x", top_k=-1), "top_k"),
+        (dict(prompt="x", max_new_tokens=10**400), "max_new_tokens"),
+        (dict(prompt="x", order="sideways"), "order"),
+        (dict(prompt="x", stop=[""]), "stop"),
+        (dict(prompt="x", seed=-7), "seed"),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence(client, arguments, field):
+    with pytest.raises(Exception) as caught:
+        client.predict(**arguments, api_name="/generate")
+    message = str(caught.value)
+    assert message.startswith(f"{field} ") and ("it must" in message or "the model reads" in message)
+    assert "Traceback" not in message and "\n" not in message
+
+
+def call(url, endpoint, body):
+    """(event, data) that end a call of an endpoint over plain HTTP; `body` is JSON."""
+    address = f"{url}/gradio_api/call/v2/{endpoint}"
+    request = urllib.request.Request(address, body.encode(), {"content-type": "application/json"})
+    event = json.load(urllib.request.urlopen(request, timeout=30))["event_id"]
+    answer = urllib.request.urlopen(f"{address}/{event}", timeout=60).read().decode()
+    return re.findall(r"event: (\w+)\ndata: (.*)\n", answer)[-1]
+
+
+def test_plain_http_refuses_what_is_no_number(app_url):
+    for value, shown in (("NaN", "nan"), ("1e999", "inf"), ("null", "None"), ("[]", "[]"), ("true", "True")):
+        event, data = call(app_url, "generate", f'{{"prompt": "x", "temperature": {value}}}')
+        assert event == "error" and f"temperature is {shown}; it must be a number from 0 to 10." in data
+
+
+def test_requests_of_version_0_1_still_work(training_app):
+    url, root = training_app
+    requests = json.loads((ROOT / "tests/fixtures/v0.1/requests.json").read_text())
+    event, data = call(url, "generate", json.dumps(requests["generate"]))
+    model, tokenizer = load("assets/demo")
+    params = SamplingParams(no_repeat_ngram_size=3, seed=7, max_new_tokens=4)
+    tokens = stream(model, tokenizer, "Once upon a time", params, interventions=[Intervention(0, "off")])
+    assert event == "complete" and json.loads(data)[0]["text"] == "".join(token.text for token in tokens)
+    event, data = call(url, "compare", '{"prompt": "a", "a": {"no_repeat_ngram": 2, "max_new_tokens": 2}}')
+    assert event == "complete" and json.loads(data)[0]["settings"]["no_repeat_ngram_size"] == [2, 0]
+    event, data = call(url, "train_start", json.dumps(requests["train_start"]))
+    status = json.loads(data)[0]
+    assert event == "complete" and (status["name"], status["steps"]) == ("old-request", 2)
+    config = runs.find(root, "old-request").config
+    runs.kill(root, "old-request")
+    assert (config["max_steps"], config["max_seq_len"], config["save_every"]) == (2, 16, 2)
+
+
+@pytest.mark.parametrize("a", [5, {"nope": 1}, {"top_p": 9}, {"stop": 3}])
+def test_compare_refusals_name_the_side(client, a):
+    with pytest.raises(Exception, match="^a: .* must be"):
+        client.predict("x", a, {}, api_name="/compare")
+
+
+def test_trace_refusals_name_the_field(client):
+    for arguments in (dict(text=""), dict(text=[1]), dict(text="word " * 3000), dict(text="x", attention_layer=99)):
+        with pytest.raises(Exception, match=r"^(text|attention_layer) "):
+            client.predict(**arguments, api_name="/trace")
+
+
+def test_compare_requires_a_seed_for_both_sides(client):
+    with pytest.raises(Exception, match="seed is None; it must be a whole number"):
+        client.predict("x", {}, {}, None, api_name="/compare")
+
+
+def test_compare_finds_where_two_settings_part(client):
+    same = client.predict("Once upon a time", {"max_new_tokens": 12}, {"max_new_tokens": 12}, 3, api_name="/compare")
+    assert same["first_difference"] is None and same["settings"] == {}
+    b = {"max_new_tokens": 12, "temperature": 0.0}
+    other = client.predict("Once upon a time", {"max_new_tokens": 12, "temperature": 3.0}, b, 3, api_name="/compare")
+    assert other["first_difference"] is not None and other["settings"] == {"temperature": [3.0, 0.0]}
+
+
+def test_endpoints_start_report_and_stop_a_run(client, training_app):
+    _, root = training_app
+
+    def call(endpoint, **values):
+        return client.predict(**values, api_name=f"/train_{endpoint}")
+
+    endpoints = client.view_api(return_format="dict")["named_endpoints"]
+    for name in ("/train_start", "/train_status", "/train_stop"):
+        assert all(parameter["parameter_has_default"] for parameter in endpoints[name]["parameters"])
+        assert endpoints[name]["description"]
+    for wrong, message in (
+        ({"max_steps": 0}, "max_steps is 0"),
+        ({"preset": "huge"}, "preset is 'huge'"),
+        ({"name": "a/b"}, "a/b"),
+    ):
+        with pytest.raises(AppError, match=message):
+            call("start", **wrong)
+    with pytest.raises(AppError, match="run is 'none'"):
+        call("status", name="none")
+    begun = call("start", max_steps=100_000, max_seq_len=32, batch_size=2, lr=1e-3, save_every=10)
+    assert begun["state"] == "running" and begun["steps"] == 100_000
+    with pytest.raises(AppError, match=begun["name"]):
+        call("start")
+    wait_until(lambda: runs.find(root, begun["name"]).step >= 12)
+    call("stop")
+    wait_until(lambda: call("status")["state"] != "running")
+    status = call("status", name=begun["name"])
+    assert status["state"] == "stopped" and status["metrics"]["step"] == status["step"] >= 12
+    assert root.parent / status["checkpoint"] == root / begun["name"] / f"step-{status['step']:06d}"

@@ -1,0 +1,35 @@
+"""Generations of the page, on the demo."""
+
+import threading
+
+from deepseek import SamplingParams, stream
+from deepseek.ui.generation import generate
+
+
+def test_concurrent_generations_equal_their_solo_runs(demo):
+    params = [SamplingParams(seed=seed, max_new_tokens=16) for seed in range(4)]
+    solo = [[token.id for token in stream(*demo, "The old man", p)] for p in params]
+    outputs = [None] * 4
+
+    def work(index):
+        *_, generation = generate(*demo, "The old man", params[index])
+        outputs[index] = [token.id for token in generation.tokens]
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert outputs == solo
+
+
+def test_a_branch_keeps_the_tokens_before_it_and_continues_from_there(demo):
+    params = SamplingParams(temperature=0.9, top_k=50, presence_penalty=0.4, seed=11, max_new_tokens=30)
+    *_, parent = generate(*demo, "Once upon a time", params)
+    other = next(c.id for c in parent.tokens[10].candidates if c.id != parent.tokens[10].id)
+    *_, branch = generate(*demo, "Once upon a time", params, {10: other}, parent)
+    ids = [token.id for token in branch.tokens]
+    assert ids[:10] == [token.id for token in parent.tokens[:10]] and ids[10] == other
+    forced = dict(enumerate(ids[:11]))
+    assert [t.id for t in stream(*demo, "Once upon a time", params, forced)] == ids
+    unchanged = {10: parent.tokens[10].id}
+    *_, same = generate(*demo, "Once upon a time", params, unchanged, parent)
+    assert [token.id for token in same.tokens] == [token.id for token in parent.tokens]
