@@ -12,7 +12,7 @@ import sys
 from transformers.utils import logging as transformers_logging
 
 from deepseek.checkpoints.loading import CheckpointError
-from deepseek.data.readers import DataError
+from deepseek.data.file_formats import DataError
 from deepseek.training import job_process
 from deepseek.training.config import TrainConfig, TrainingError, parse
 from deepseek.training.metrics import SPEED_WINDOW_STEPS, duration, seconds_left

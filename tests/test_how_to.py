@@ -1,4 +1,4 @@
-"""The patches of docs/how-to: each applies to the repository as it is, passes the tests that it brings, and is tidy."""
+"""The patches of docs/how-to: each applies to the repository as it is, passes the tests that it adds, and is tidy."""
 
 import os
 import re
@@ -21,28 +21,44 @@ def run(*command, cwd):
     return done.stdout
 
 
+@pytest.fixture(scope="module")
+def patched(tmp_path_factory):
+    """A copy of the package and its tests with all patches applied, one after the other."""
+    folder = tmp_path_factory.mktemp("patched")
+    names = run("git", "ls-files", "-z", "deepseek", "tests", "app.py", "pyproject.toml", cwd=ROOT).split("\0")[:-1]
+    for name in names:
+        if (ROOT / name).is_file() and "/fixtures/" not in name:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    (folder / "assets").symlink_to(ROOT / "assets")
+    for patch in PATCHES:
+        run("git", "apply", str(patch), cwd=folder)
+    return folder
+
+
+def test_all_patches_pass_the_tests_that_they_add(patched):
+    text = "\n".join(patch.read_text("utf-8") for patch in PATCHES)
+    changed = sorted(set(re.findall(r"^\+\+\+ b/(.+)", text, re.M)))
+    added = re.findall(r"^\+def (test_\w+)", text, re.M)
+    tests = [name for name in changed if name.startswith("tests/")]
+    pytest_here = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "0"]
+    passed = run(*pytest_here, "-vv", "-k", " or ".join(added), *tests, cwd=patched)
+    assert all(f"::{name}" in passed for name in added) and "skipped" not in passed
+    modules = " or ".join(name for name in changed if name.startswith("deepseek/"))
+    run(*pytest_here, "tests/test_structure.py", "-k", modules, cwd=patched)
+    run(sys.executable, "-m", "ruff", "check", "--no-cache", *changed, cwd=patched)
+    run(sys.executable, "-m", "ruff", "format", "--no-cache", "--check", *changed, cwd=patched)
+
+
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.stem)
-def test_a_patch_applies_and_passes_the_tests_that_it_adds(patch, tmp_path):
-    for name in run("git", "ls-files", "-z", "deepseek", "tests", "app.py", "pyproject.toml", cwd=ROOT).split("\0")[
-        :-1
-    ]:
+def test_each_patch_applies_alone_and_adds_a_test(patch, tmp_path):
+    changed = re.findall(r"^\+\+\+ b/(.+)", patch.read_text("utf-8"), re.M)
+    for name in changed:
         if (ROOT / name).is_file():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, tmp_path / name)
-    (tmp_path / "assets").symlink_to(ROOT / "assets")
     run("git", "apply", str(patch), cwd=tmp_path)
-    text = patch.read_text("utf-8")
-    changed = re.findall(r"^\+\+\+ b/(.+)", text, re.M)
-    added = re.findall(r"^\+def (test_\w+)", text, re.M)
-    tests = [name for name in changed if name.startswith("tests/test_")]
-    assert added and tests
-    pytest_here = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "0"]
-    passed = run(*pytest_here, "-vv", "-k", " or ".join(added), *tests, cwd=tmp_path)
-    assert all(f"::{name}" in passed for name in added) and "skipped" not in passed
-    kept = " or ".join(name for name in changed if name.startswith("deepseek/"))
-    run(*pytest_here, "tests/test_structure.py", "-k", kept, cwd=tmp_path)
-    run(sys.executable, "-m", "ruff", "check", "--no-cache", *changed, cwd=tmp_path)
-    run(sys.executable, "-m", "ruff", "format", "--no-cache", "--check", *changed, cwd=tmp_path)
+    assert re.search(r"^\+def test_\w+", patch.read_text("utf-8"), re.M)
 
 
 def test_contributing_explains_each_of_them():

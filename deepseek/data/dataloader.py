@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 import torch
 
-from deepseek.data.readers import DataError, documents, fingerprint, iter_documents
+from deepseek.data.file_formats import DataError
+from deepseek.data.readers import documents, fingerprint, iter_documents
 from deepseek.data.tokenizer import encode_document
 
 HOLD_OUT_EVERY = 50  # documents; one of them is for validation

@@ -3,7 +3,8 @@
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from deepseek.data.readers import END_OF_TEXT, documents
+from deepseek.data.file_formats import END_OF_TEXT
+from deepseek.data.readers import documents
 
 REPLACEMENT_CHARACTER = "\ufffd"  # what a decoder shows for bytes that are not, or not yet, a character
 

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from deepseek.data.dataloader import held_out
-from deepseek.data.readers import DataError, documents
+from deepseek.data.file_formats import DataError
+from deepseek.data.readers import documents
 from deepseek.data.tokenizer import encode_document
 from deepseek.interpret.trace import trace
 from deepseek.model.load_balancing import load_shares, max_violation, tokens_per_expert

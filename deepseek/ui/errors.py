@@ -1,6 +1,7 @@
 """How the page reports an error to its user."""
 
 import html
+from contextlib import contextmanager
 
 import gradio as gr
 
@@ -8,3 +9,14 @@ import gradio as gr
 def user_error(error: Exception) -> gr.Error:
     """The error's sentence without a traceback, escaped since the page shows messages as HTML."""
     return gr.Error(html.escape(str(error), quote=False), print_exception=False, title="Not possible")
+
+
+@contextmanager
+def user_errors():
+    """Turns a ValueError into a gr.Error with its sentence; also a decorator. (A gr.Error is a ValueError, and stays.)"""
+    try:
+        yield
+    except gr.Error:
+        raise
+    except ValueError as error:
+        raise user_error(error) from error

@@ -9,9 +9,9 @@ import pytest
 import torch
 from pyarrow.parquet import ParquetFile
 
-from deepseek.data import readers
+from deepseek.data import file_formats
 from deepseek.data.dataloader import HOLD_OUT_EVERY, PackedDataLoader, held_out
-from deepseek.data.readers import DataError
+from deepseek.data.file_formats import DataError
 from deepseek.data.tokenizer import encode_document, train_tokenizer
 
 
@@ -149,7 +149,7 @@ def test_a_restored_state_continues_identically(write_source, byte_tokenizer, co
 @pytest.fixture
 def decoded(monkeypatch):
     """A list of every line and every .parquet row that is decoded, whether or not it is used."""
-    decoded, lines, batches = [], readers._lines, ParquetFile.iter_batches
+    decoded, lines, batches = [], file_formats._lines, ParquetFile.iter_batches
 
     def counted_lines(*arguments):
         for pair in lines(*arguments):
@@ -161,7 +161,7 @@ def decoded(monkeypatch):
             decoded.extend(batch.to_pylist())
             yield batch
 
-    monkeypatch.setattr(readers, "_lines", counted_lines)
+    monkeypatch.setattr(file_formats, "_lines", counted_lines)
     monkeypatch.setattr(ParquetFile, "iter_batches", counted_batches)
     return decoded
 

@@ -1,72 +1,64 @@
-"""Seconds from a click to 512 tokens drawn in every panel of the Attention tab, and the bytes sent for it.
+"""Seconds from a click to every panel of the Attention tab with a full context, and the bytes sent for it.
 
-`python tests/measure/attention.py`: the app in one process, the browser in another.
+`python tests/measure/attention.py`: a line for each text, then the median time and the largest size as JSON.
 """
 
+import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
+import tempfile
 import time
-import urllib.request
 from pathlib import Path
-
-from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from ui.browser.conftest import CHROMIUM, QUIET
+from measure.chromium import chromium_page
+from running import app_in
+from ui.browser.actions import button, open_page, open_tab
 
 from deepseek import load
 from deepseek.data.tokenizer import encode_prompt
 
-PORT, ROUNDS = 7898, 5
-DRAWN = """() => { const plot = document.querySelector('#attention .js-plotly-plot');
-  return plot?._fullData?.[0].x?.length === %d && plot !== window.before }"""
+PLOT = "document.querySelector('#attention .js-plotly-plot')"
+DRAWN = f"size => {PLOT}?._fullData?.[0].x?.length === size && {PLOT} !== window.previousPlot"
+
+
+def long_texts(count: int) -> list[tuple[str, int]]:
+    """(text, tokens) of texts that fill the demo's context."""
+    model, tokenizer = load(ROOT / "assets" / "demo")
+    log = (ROOT / "docs" / "log.md").read_text("utf-8")
+    # A few tokens short: a word that was cut may take more tokens when it is encoded again.
+    max_tokens = model.config.max_position_embeddings - 5
+    texts = [tokenizer.decode(tokenizer(log[100 * i :])["input_ids"][1 : max_tokens + 1]) for i in range(count)]
+    return [(text, len(encode_prompt(tokenizer, text, None))) for text in texts]
 
 
 def main():
-    model, tokenizer = load(ROOT / "assets" / "demo")
-    most = model.config.max_position_embeddings
-    words = (ROOT / "docs" / "log.md").read_text("utf-8")
-    environment = {**os.environ, "GRADIO_SERVER_PORT": str(PORT)}
-    app = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
-    try:
-        for _ in range(120):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{PORT}", timeout=5)
-                break
-            except OSError:
-                time.sleep(0.5)
-        with sync_playwright() as playwright:
-            page = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET).new_page()
-            sent = []
-            network = page.context.new_cdp_session(page)
-            network.send("Network.enable")
-            network.on("Network.dataReceived", lambda event: sent.append(event["dataLength"]))
-            page.goto(f"http://127.0.0.1:{PORT}")
-            page.get_by_role("tab", name="Attention", exact=True).click()
-            page.wait_for_function("document.querySelector('#attention .js-plotly-plot')?._fullData")
-            seconds, sizes = [], []
-            for start in range(0, 100 * ROUNDS, 100):
-                # a few tokens short, since a word that was cut may take more of them when read again
-                text = tokenizer.decode(tokenizer(words[start:])["input_ids"][1 : most - 4])
-                tokens = len(encode_prompt(tokenizer, text, None))
-                page.locator("textarea:visible").first.fill(text)
-                page.wait_for_timeout(1000)
-                page.evaluate("window.before = document.querySelector('#attention .js-plotly-plot')")
-                sent.clear()
-                began = time.perf_counter()
-                page.locator("button:visible", has_text="Trace").click()
-                page.wait_for_function(DRAWN % tokens, polling=20, timeout=60_000)
-                seconds.append(time.perf_counter() - began)
-                page.wait_for_timeout(1000)
-                sizes.append(sum(sent))
-                print(f"{tokens} tokens: {seconds[-1]:.2f} s, {sizes[-1]:,} bytes", flush=True)
-    finally:
-        app.terminate()
+    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+    parser.add_argument("--rounds", type=int, default=5, help="texts to draw (5)")
+    args = parser.parse_args()
+    texts, seconds, sizes, received = long_texts(args.rounds), [], [], []
+    with tempfile.TemporaryDirectory() as folder, app_in(Path(folder)) as app, chromium_page() as page:
+        network = page.context.new_cdp_session(page)
+        network.send("Network.enable")
+        network.on("Network.dataReceived", lambda event: received.append(event["dataLength"]))
+        open_page(page, app.url)
+        open_tab(page, "Attention")
+        page.wait_for_function(f"{PLOT}?._fullData")
+        for text, num_tokens in texts:
+            page.locator("textarea:visible").first.fill(text)
+            page.wait_for_timeout(1000)
+            page.evaluate(f"window.previousPlot = {PLOT}")
+            received.clear()
+            start = time.perf_counter()
+            button(page, "Trace").locator("visible=true").click()
+            page.wait_for_function(DRAWN, arg=num_tokens, polling=20, timeout=60_000)
+            seconds.append(time.perf_counter() - start)
+            page.wait_for_timeout(1000)
+            sizes.append(sum(received))
+            print(f"{num_tokens} tokens: {seconds[-1]:.2f} s, {sizes[-1]:,} bytes", flush=True)
     print(json.dumps({"seconds": round(statistics.median(seconds), 2), "bytes": max(sizes)}))
 
 

@@ -1,8 +1,8 @@
-"""What the card of the demo says in figures: `python tests/measure/demo.py [CHECKPOINT] --data FOLDER`.
+"""The figures of the demo's card: `python tests/measure/demo.py [CHECKPOINT] --data FOLDER`.
 
 FOLDER holds tinystories_valid, kidsbooks_valid, gutenberg_valid and wiki_leads_valid (.txt.xz); Python's own tests, which
-the built-in text leaves out, are the held-out Python. A line of JSON for each text: its held-out loss, MaxVio and how many
-experts are dead. Then how well the kind of a text is told from routing alone: see `separability`.
+the built-in data leaves out, are the held-out Python. Prints a line of JSON for each text, with its held-out loss, MaxVio
+and number of dead experts, then how well routing alone tells the domain of a text: see `separability`.
 """
 
 import argparse
@@ -24,13 +24,13 @@ from deepseek.data.readers import documents
 from deepseek.data.tokenizer import encode_document
 from deepseek.interpret.trace import recorded_routing
 from deepseek.model.load_balancing import tokens_per_expert
-from deepseek.training.metrics import DEAD_SHARE
+from deepseek.training.metrics import dead_experts
 from deepseek.training.validation import evaluate
 
 TEXTS = ["tinystories_valid", "kidsbooks_valid", "gutenberg_valid", "wiki_leads_valid"]
-KINDS = ["tinystories_valid", "wiki_leads_valid", "python_valid"]
+DOMAINS = ["tinystories_valid", "wiki_leads_valid", "python_valid"]
 PYTHON_FILES, PYTHON_CHARACTERS = 60, 8_000  # of Python's tests: this many files, the beginning of each
-MOST = 200  # documents of one kind whose routing is looked at
+DOMAIN_DOCUMENTS = 200  # documents of each domain whose routing is classified
 
 
 def python_tests() -> list[str]:
@@ -40,69 +40,66 @@ def python_tests() -> list[str]:
 
 
 @torch.no_grad()
-def features(model, tokenizer, texts, window: int) -> list[torch.Tensor]:
-    """For every text its windows' routing (windows, layers * experts): the share of its choices that each expert got."""
-    found = []
-    for text in itertools.islice(texts, MOST):
+def routing_features(model, tokenizer, texts, window: int) -> list[torch.Tensor]:
+    """For each text (windows, layers * experts): the assignments per token of each expert in windows of `window` tokens."""
+    features = []
+    for text in itertools.islice(texts, DOMAIN_DOCUMENTS):
         ids = torch.tensor(encode_document(tokenizer, text)[1 : model.config.max_position_embeddings])
         if len(ids) < window:
             continue
         with recorded_routing(model) as record:
             model(ids[None], use_cache=False)
-        rows = []
-        for start in range(0, len(ids) - window + 1, window):
-            parts = (indices[start : start + window] for _, indices, _ in record.values())
-            rows.append(torch.cat([tokens_per_expert(part, model.config.n_routed_experts) for part in parts]) / window)
-        found.append(torch.stack(rows))
-    return found
+        layers = [indices_TK.split(window)[: len(ids) // window] for _, indices_TK, _ in record.values()]
+        counts = [[tokens_per_expert(part, model.config.n_routed_experts) for part in layer] for layer in layers]
+        features.append(torch.cat([torch.stack(layer) for layer in counts], 1) / window)
+    return features
 
 
-def separability(kinds: list[list[torch.Tensor]]) -> float:
-    """Accuracy of a linear classifier that is told the expert counts of a window and says which kind its text is.
+def separability(domains: list[list[torch.Tensor]]) -> float:
+    """Accuracy of a linear classifier that predicts the domain of a window from its `routing_features`.
 
-    Multinomial logistic regression, trained on every second document and tested on the others, kinds weighed alike: a
-    guess is right one time in len(kinds).
+    Multinomial logistic regression, trained on every second document and tested on the others, with equal weight for each
+    domain: a random guess is right with probability 1 / len(domains).
     """
     halves = []
     for half in (0, 1):
-        parts = [torch.cat(texts[half::2]) for texts in kinds]
+        parts = [torch.cat(texts[half::2]) for texts in domains]
         halves.append((torch.cat(parts), torch.cat([torch.full((len(part),), i) for i, part in enumerate(parts)])))
     (x, y), (x_test, y_test) = halves
-    mean, spread = x.mean(0), x.std(0) + 1e-6
+    mean, std = x.mean(0), x.std(0) + 1e-6
     counts = torch.bincount(y).float()
-    linear = torch.nn.Linear(x.shape[1], len(kinds))
+    linear = torch.nn.Linear(x.shape[1], len(domains))
     optimizer = torch.optim.LBFGS(linear.parameters(), max_iter=200, line_search_fn="strong_wolfe")
 
     def closure():
         optimizer.zero_grad()
-        loss = F.cross_entropy(linear((x - mean) / spread), y, 1 / counts) + 1e-2 * linear.weight.square().sum()
+        loss = F.cross_entropy(linear((x - mean) / std), y, 1 / counts) + 1e-2 * linear.weight.square().sum()
         loss.backward()
         return loss
 
     optimizer.step(closure)
-    right = linear((x_test - mean) / spread).argmax(-1) == y_test
-    return sum(float(right[y_test == kind].float().mean()) for kind in range(len(kinds))) / len(kinds)
+    correct = linear((x_test - mean) / std).argmax(-1) == y_test
+    return sum(float(correct[y_test == i].float().mean()) for i in range(len(domains))) / len(domains)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
     parser.add_argument("checkpoint", nargs="?", default=str(ROOT / "assets" / "demo"))
     parser.add_argument("--data", type=Path, required=True, help="folder of the held-out texts")
+    parser.add_argument("--documents", type=int, help="documents of each text (default: all)")
     args = parser.parse_args()
     torch.manual_seed(0)
     model, tokenizer = load(args.checkpoint, torch.float32)
-    texts = {name: list(documents(str(args.data / f"{name}.txt.xz"))) for name in TEXTS}
-    texts["python_valid"] = python_tests()
-    for name, documents_of in texts.items():
-        result = evaluate(model, tokenizer, documents_of, model.config.max_position_embeddings)
-        even = 1 / model.config.n_routed_experts
-        dead = sum(share < DEAD_SHARE * even for shares in result.load for share in shares)
-        values = {key: value for key, value in asdict(result).items() if key != "load"}
-        print(json.dumps({"text": name, **values, "dead_experts": dead}), flush=True)
+    sources = {name: documents(str(args.data / f"{name}.txt.xz")) for name in TEXTS} | {"python_valid": python_tests()}
+    texts = {name: list(itertools.islice(source, args.documents)) for name, source in sources.items()}
+    for name, text in texts.items():
+        result = asdict(evaluate(model, tokenizer, text, model.config.max_position_embeddings))
+        dead = dead_experts([result.pop("load")], window=1)
+        print(json.dumps({"text": name, **result, "dead_experts": len(dead)}), flush=True)
     for window in (16, 64):
-        kinds = [features(model, tokenizer, texts[name], window) for name in KINDS]
-        line = {"window": window, "kinds": KINDS, "accuracy": round(separability(kinds), 4)}
-        print(json.dumps({**line, "chance": round(1 / len(KINDS), 4)}), flush=True)
+        accuracy = separability([routing_features(model, tokenizer, texts[name], window) for name in DOMAINS])
+        line = {"window": window, "domains": DOMAINS, "accuracy": round(accuracy, 4)}
+        print(json.dumps({**line, "random_guess": round(1 / len(DOMAINS), 4)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,119 +1,113 @@
-"""How cost grows, beside stock transformers: the time of a token with the context, the memory of a training step with its
-length and batch. `python tests/measure/growth.py [--picture docs/growth.png]`, JSON lines and a picture (by Chromium).
+"""How cost grows, beside stock transformers: time per token by context, memory of a training step by length and batch.
 
-Preset seed with random weights: decoding in bf16 up to its whole context, training in float32.
+`python tests/measure/growth.py [--picture docs/growth.png]` prints JSON lines, and draws them with Chromium. Random weights:
+decoding in bf16 up to the whole context, training in float32.
 """
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
 import torch
+from transformers import DeepseekV3ForCausalLM as StockForCausalLM
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from deepseek import bench
-from deepseek.model.config import preset
+from deepseek.model.config import PRESETS, preset
 from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM
-
-ROUNDS = 2
-SHAPES = [(4, 128), (4, 256), (4, 512), (4, 1024), (1, 512), (2, 512), (8, 512)]  # batch, tokens
-STEP = """
-import sys, torch
-from deepseek.config import preset
-from deepseek.model import DeepseekV3ForCausalLM
 from deepseek.train import keep_freed_memory
-from transformers import DeepseekV3ForCausalLM as Stock
-kind, batch, length = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-keep_freed_memory()
-config = preset("seed")
-model = DeepseekV3ForCausalLM(config) if kind == "ours" else Stock._from_config(config, experts_implementation="grouped_mm")
-optimizer = torch.optim.AdamW(model.train().parameters(), fused=True)
-ids = torch.randint(1, config.vocab_size, (batch, length))
-for _ in range(2):  # the second has the optimizer's moments too
-    model(ids, labels=ids).loss.backward()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-"""
+
+SHAPES = [(4, 128), (4, 256), (4, 512), (4, 1024), (1, 512), (2, 512), (8, 512)]  # (batch size, tokens)
+COLOURS = {"ours": "#0072B2", "stock": "#999999"}
 
 
-def decoding() -> dict[str, dict[int, float]]:
-    """{engine: {context: milliseconds a token, median of the rounds}}"""
+def decoding(name: str, rounds: int) -> dict[tuple[str, int], float]:
+    """{(engine, context): milliseconds per token, the median of the rounds} of a preset."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        DeepseekV3ForCausalLM(preset("seed")).save_pretrained(folder)
-        engines = [bench.Ours(folder, "bf16"), bench.Theirs(folder, "bf16")]
-    longest = engines[0].model.config.max_position_embeddings - bench.NEW - 2
+        DeepseekV3ForCausalLM(preset(name)).save_pretrained(folder)
+        engines = [bench.Ours(folder, "bf16"), bench.Stock(folder, "bf16")]
+    longest = preset(name).max_position_embeddings - bench.NEW_TOKENS - 2
     contexts = [64, *range(512, longest, 512), longest]
-    found = {engine.name: {context: [] for context in contexts} for engine in engines}
-    for number in range(ROUNDS + 1):
-        for context in contexts:
-            for engine in engines:
-                value = 1000 / bench.decode_rate(engine, context)
-                if number:  # the first round warms up
-                    found[engine.name][context].append(value)
-    return {name: {c: round(median(v), 2) for c, v in values.items()} for name, values in found.items()}
+    work = {(e.name, context): partial(bench.decode_rate, e, context) for context in contexts for e in engines}
+    return {label: round(median(1000 / r for r in rates), 2) for label, rates in bench.in_turns(work, rounds).items()}
 
 
-def training() -> dict[str, dict[tuple, int]]:
-    """{engine: {(batch, tokens): MiB at the highest of a process that takes two steps}}"""
-    found = {"ours": {}, "stock": {}}
-    for shape in SHAPES:
-        for name in found:
-            command = [sys.executable, "-c", STEP + bench.PEAK, name, *map(str, shape)]
-            ended = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-            found[name][shape] = int(ended.stdout) // 1024
-    return found
+def training(name: str) -> dict[tuple[str, int, int], int]:
+    """{(engine, batch size, tokens): MiB} of a preset, each in a process of its own."""
+    labels = [(engine, *shape) for shape in SHAPES for engine in COLOURS]
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
+        return dict(zip(labels, pool.map(partial(train_peak, name), *zip(*labels))))
 
 
-def picture(times, memory, path: Path) -> None:
-    """Draws all of it in three small plots."""
-    from playwright.sync_api import sync_playwright
+def train_peak(name: str, engine: str, batch_size: int, num_tokens: int) -> int:
+    """Peak memory, in MiB, of this process after two training steps."""
+    keep_freed_memory()
+    config = preset(name)
+    if engine == "ours":
+        model = DeepseekV3ForCausalLM(config)
+    else:
+        model = StockForCausalLM._from_config(config, experts_implementation="grouped_mm")
+    optimizer = torch.optim.AdamW(model.train().parameters(), fused=True)
+    ids_BS = torch.randint(1, config.vocab_size, (batch_size, num_tokens))
+    for _ in range(2):  # from the second on, the optimizer's moments are there too
+        model(ids_BS, labels=ids_BS).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    # Not getrusage: it counts what the parent had, too.
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024
+
+
+def draw(times: dict, memory: dict, path: Path) -> None:
+    """Draws the figures in three plots and saves them as an image."""
+    from measure.chromium import chromium_page
     from plotly import graph_objects as go
     from plotly.subplots import make_subplots
-    from ui.browser.conftest import CHROMIUM, QUIET
 
     titles = ["one token, ms", "training, batch 4, GiB", "training, 512 tokens, GiB"]
     figure = make_subplots(1, 3, subplot_titles=titles)
-    for name, colour in (("ours", "#0072B2"), ("stock", "#999999")):
-        look = dict(name=name, legendgroup=name, line_color=colour, mode="lines+markers")
-        by_length = {length: m / 1024 for (batch, length), m in memory[name].items() if batch == 4}
-        by_batch = {batch: m / 1024 for (batch, length), m in sorted(memory[name].items()) if length == 512}
-        for column, values in enumerate((times[name], by_length, by_batch), 1):
-            trace = go.Scatter(x=list(values), y=list(values.values()), showlegend=column == 1, **look)
+    for engine, colour in COLOURS.items():
+        by_context = {context: ms for (name, context), ms in times.items() if name == engine}
+        by_length = {length: memory[engine, batch, length] / 1024 for batch, length in SHAPES if batch == 4}
+        by_batch = {batch: memory[engine, batch, length] / 1024 for batch, length in sorted(SHAPES) if length == 512}
+        style = dict(name=engine, legendgroup=engine, line_color=colour, mode="lines+markers")
+        for column, values in enumerate((by_context, by_length, by_batch), 1):
+            trace = go.Scatter(x=list(values), y=list(values.values()), showlegend=column == 1, **style)
             figure.add_trace(trace, 1, column)
-    for column, label in enumerate(("tokens of context", "tokens of a text", "texts of a batch"), 1):
+    for column, label in enumerate(("context, tokens", "sequence length, tokens", "batch size"), 1):
         figure.update_xaxes(title=label, col=column)
     figure.update_yaxes(rangemode="tozero")
     figure.update_layout(template="plotly_white", width=1080, height=330, margin=dict(l=40, r=20, t=40, b=50))
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        page = browser.new_page(viewport={"width": 1100, "height": 350})
+    with chromium_page(viewport={"width": 1100, "height": 350}) as page:
         page.set_content(figure.to_html(include_plotlyjs=True, config={"displayModeBar": False}))
         page.locator(".js-plotly-plot").screenshot(path=path)
-        browser.close()
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
-    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--preset", default="seed", choices=list(PRESETS))
+    parser.add_argument("--rounds", type=int, default=2, help="counted rounds of decoding, after one that warms up (2)")
+    parser.add_argument("--picture", type=Path, help="image file to draw the figures in")
     args = parser.parse_args()
-    print(json.dumps({"machine": bench.processor(), "threads": torch.get_num_threads()}), flush=True)
-    times = decoding()
-    for context in times["ours"]:
-        values = {name: each[context] for name, each in times.items()}
-        print(json.dumps({"figure": "decode, ms a token", "context": context, **values}), flush=True)
-    memory = training()
-    for batch, length in SHAPES:
-        values = {name: each[batch, length] for name, each in memory.items()}
-        print(json.dumps({"figure": "training, MiB", "batch": batch, "tokens": length, **values}), flush=True)
+    print(json.dumps({"machine": bench.cpu_name(), "threads": torch.get_num_threads()}), flush=True)
+    times = decoding(args.preset, args.rounds)
+    for context in dict.fromkeys(context for _, context in times):
+        values = {engine: times[engine, context] for engine in COLOURS}
+        print(json.dumps({"figure": "decode, ms per token", "context": context, **values}), flush=True)
+    memory = training(args.preset)
+    for batch_size, num_tokens in SHAPES:
+        values = {engine: memory[engine, batch_size, num_tokens] for engine in COLOURS}
+        print(json.dumps({"figure": "training, MiB", "batch": batch_size, "tokens": num_tokens, **values}), flush=True)
     if args.picture:
-        picture(times, memory, args.picture)
+        draw(times, memory, args.picture)
 
 
 if __name__ == "__main__":

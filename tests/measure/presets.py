@@ -1,7 +1,7 @@
-"""How texts read under different sampler settings: `python tests/measure/presets.py [CHECKPOINT] --valid FILE`.
+"""Samples under different sampler settings beside real stories: `python tests/measure/presets.py --eval-data FILE`.
 
-For the page's presets and a grid around them: figures of texts begun with the openings of held-out stories, a line of
-JSON each, and first the same figures of how those stories really go on. Settings read best where they come near that.
+Statistics of samples that continue the first words of held-out stories, a line of JSON for each of the page's presets and of
+a grid around them; before them the same statistics of the stories themselves. Samples are best where they come near those.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import mean
 
 import torch
+import torch.nn.functional as F
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -21,15 +22,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from deepseek import SamplingParams, load, stream
 from deepseek.data.readers import documents
 from deepseek.data.tokenizer import encode_document
+from deepseek.ui.components.comparison import repetition
 from deepseek.ui.components.sampler_controls import PRESETS
-from deepseek.ui.tabs.compare import repetition
 
-OPENING, LENGTH = 12, 150  # tokens given, and tokens written or read
+PROMPT_TOKENS, MAX_NEW_TOKENS = 12, 150
 GRID = {
     "temperature": [0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
     "top_p": [0.9, 0.95, 1.0],
 }
-CARD = {  # the ranges that the card of the preset names
+CARD_GRID = {  # the ranges that the card of the preset names
     "temperature": [0.7, 1.0],
     "repetition_penalty": [1.05, 1.1, 1.3],
     "presence_penalty": [0.0, 0.5],
@@ -39,64 +40,62 @@ CARD = {  # the ranges that the card of the preset names
 def settings() -> Iterator[tuple[str, dict]]:
     """(name, settings) of each line."""
     yield from PRESETS.items()
-    for values in itertools.product(*GRID.values()):
-        changes = dict(zip(GRID, values))
-        yield " ".join(f"{name} {value}" for name, value in changes.items()), changes
-    for values in itertools.product(*CARD.values()):
-        changes = dict(zip(CARD, values))
-        name = " ".join(f"{name} {value}" for name, value in changes.items())
-        yield name, dict(top_p=0.9, top_k=40, frequency_penalty=changes["presence_penalty"]) | changes
+    for grid in (GRID, CARD_GRID):
+        for values in itertools.product(*grid.values()):
+            point = dict(zip(grid, values))
+            name = " ".join(f"{name} {value}" for name, value in point.items())
+            if grid is CARD_GRID:
+                point |= dict(top_p=0.9, top_k=40, frequency_penalty=point["presence_penalty"])
+            yield name, point
 
 
-def figures(texts: list[tuple[list[int], float, int]]) -> dict:
-    """The mean over texts of (ids, bits under the model, bytes)."""
-    parts = [repetition(ids) for ids, _, _ in texts]
+def statistics(texts: list[tuple[list[int], float, int]]) -> dict:
+    """The means over texts, each (ids, bits under the model, bytes)."""
+    ids, bits, num_bytes = zip(*texts)
+    rows = [repetition(sequence) for sequence in ids]
     return {
-        "tokens": round(mean(len(ids) for ids, _, _ in texts), 1),
-        "bits_per_byte": round(sum(bits for _, bits, _ in texts) / sum(size for _, _, size in texts), 3),
-        **{name: round(mean(part[name] for part in parts), 4) for name in parts[0]},
+        "tokens": round(mean(map(len, ids)), 1),
+        "bits_per_byte": round(sum(bits) / sum(num_bytes), 3),
+        **{name: round(mean(row[name] for row in rows), 4) for name in rows[0]},
     }
 
 
 @torch.no_grad()
-def real(model, tokenizer, stories) -> dict:
-    """The figures of what follows the openings in the stories themselves."""
+def story_statistics(model, tokenizer, stories) -> dict:
+    """The statistics of what follows the prompts in the stories themselves."""
     texts = []
     for ids in stories:
-        logits = model(torch.tensor([ids[: OPENING + LENGTH]]), use_cache=False).logits[0].float()
-        after = ids[OPENING : OPENING + LENGTH]
-        nats = (
-            -logits.log_softmax(-1)[OPENING - 1 : OPENING - 1 + len(after)]
-            .gather(1, torch.tensor(after)[:, None])
-            .sum()
-        )
-        texts.append((after, float(nats) / math.log(2), len(tokenizer.decode(after).encode())))
-    return figures(texts)
+        ids_S = torch.tensor(ids[: PROMPT_TOKENS + MAX_NEW_TOKENS])
+        logits_SV, rest_S = model(ids_S[None], use_cache=False).logits[0].float(), ids_S[PROMPT_TOKENS:]
+        nats = F.cross_entropy(logits_SV[PROMPT_TOKENS - 1 : -1], rest_S, reduction="sum").item()
+        texts.append((rest_S.tolist(), nats / math.log(2), len(tokenizer.decode(rest_S).encode())))
+    return statistics(texts)
 
 
-def written(model, tokenizer, stories, params: dict) -> dict:
-    """The figures of texts written after the openings, the seed of each its number."""
+def sample_statistics(model, tokenizer, stories, settings: dict) -> dict:
+    """The statistics of samples that continue the prompts; the seed of each is its index."""
     texts = []
     for seed, ids in enumerate(stories):
-        made = SamplingParams(**params, seed=seed, max_new_tokens=LENGTH)
-        tokens = list(stream(model, tokenizer, ids[:OPENING], made, record=False))
+        params = SamplingParams(**settings, seed=seed, max_new_tokens=MAX_NEW_TOKENS)
+        tokens = list(stream(model, tokenizer, ids[:PROMPT_TOKENS], params, record=False))
         bits = -sum(math.log2(token.probability) for token in tokens)
         texts.append(([t.id for t in tokens], bits, len("".join(t.text for t in tokens).encode())))
-    return figures(texts)
+    return statistics(texts)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
     parser.add_argument("checkpoint", nargs="?", default=str(ROOT / "assets" / "demo"))
-    parser.add_argument("--valid", required=True, help="a file of held-out stories")
-    parser.add_argument("--stories", type=int, default=20, help="texts for each line (20)")
+    parser.add_argument("--eval-data", "--valid", required=True, help="a file of held-out stories")
+    parser.add_argument("--stories", type=int, default=20, help="samples for each line (20)")
     args = parser.parse_args()
     model, tokenizer = load(args.checkpoint, torch.float32)
-    ids = (encode_document(tokenizer, text) for text in documents(args.valid))
-    stories = list(itertools.islice((story for story in ids if len(story) >= OPENING + LENGTH), args.stories))
-    print(json.dumps({"settings": "the stories themselves", **real(model, tokenizer, stories)}), flush=True)
-    for name, params in settings():
-        print(json.dumps({"settings": name, **written(model, tokenizer, stories, params)}), flush=True)
+    sequences = (encode_document(tokenizer, text) for text in documents(args.eval_data))
+    long_enough = (ids for ids in sequences if len(ids) >= PROMPT_TOKENS + MAX_NEW_TOKENS)
+    stories = list(itertools.islice(long_enough, args.stories))
+    print(json.dumps({"settings": "the stories themselves", **story_statistics(model, tokenizer, stories)}), flush=True)
+    for name, values in settings():
+        print(json.dumps({"settings": name, **sample_statistics(model, tokenizer, stories, values)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,83 +1,72 @@
-"""Seconds to a page that answers, and to the first token of a click in it: `python tests/measure/start.py`.
+"""Seconds to a page that answers, and to the first token after a click: `python tests/measure/start.py`.
 
-Each round starts the app twice with a folder of its own for compiled loops: at the first start of all it is empty.
+Each round starts the app twice with an empty folder for compiled kernels: the first start compiles them, the second loads
+them. Prints [minimum, median, maximum] of each figure as JSON.
 """
 
+import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
-
-from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from ui.browser.conftest import CHROMIUM, QUIET
+from measure.chromium import chromium_page
+from running import started_app
+from ui.browser.actions import button, settle
 
-PORT, ROUNDS, CLICKS = 7898, 4, 5
-CLICK = """button => new Promise(done => {
-  const tokens = () => document.querySelectorAll('#strip .token').length, before = tokens(), began = performance.now();
+CLICKS = 5  # per round
+CLICK = """button => new Promise(resolve => {
+  const count = () => document.querySelectorAll('#strip .token').length, before = count(), start = performance.now();
   new MutationObserver((_, observer) => {
-    if (tokens() < before && tokens()) { observer.disconnect(); done((performance.now() - began) / 1000); }
+    if (count() < before && count()) { observer.disconnect(); resolve((performance.now() - start) / 1000); }
   }).observe(document.querySelector('#strip .tokens'), {childList: true});
   button.click();
 })"""
 
 
 @contextmanager
-def started(compiled: str):
-    """The seconds that the app took to answer."""
-    environment = {**os.environ, "GRADIO_SERVER_PORT": str(PORT), "NUMBA_CACHE_DIR": compiled}
-    began = time.perf_counter()
-    app = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
-    try:
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{PORT}", timeout=60).read()
-                break
-            except OSError:
-                time.sleep(0.05)
-        yield time.perf_counter() - began
-    finally:
-        app.terminate()
-        app.wait()
-        time.sleep(5)  # until the processes that it had are gone too
+def timed_app(folder: Path):
+    """(address, seconds until it answered) of an app that keeps its compiled kernels in `folder`, once its workers run."""
+    start = time.perf_counter()
+    with started_app(ROOT, folder / "log", NUMBA_CACHE_DIR=str(folder)) as url:
+        seconds = time.perf_counter() - start
+        time.sleep(10)  # until the workers have loaded the model
+        yield url, seconds
+    time.sleep(5)  # until the workers have exited, too
 
 
-def clicks() -> list[float]:
-    """Seconds from a click on Generate to the first token of the new text in the page."""
-    with sync_playwright() as playwright:
-        page = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET).new_page()
-        page.goto(f"http://127.0.0.1:{PORT}")
-        button = page.get_by_role("button", name="Generate", exact=True)
+def click_seconds(url: str) -> list[float]:
+    """Seconds from each click on Generate to the first token of the new sample in the page."""
+    with chromium_page() as page:
+        page.goto(url)
         seconds = []
         for _ in range(CLICKS + 1):
-            page.wait_for_function("document.querySelector('#stats')?.innerText.includes('ended by')", timeout=120_000)
+            settle(page)
             page.wait_for_timeout(2000)
-            seconds.append(button.evaluate(CLICK))
-    return seconds[1:]  # the first was not warm
+            seconds.append(button(page, "Generate").evaluate(CLICK))
+    return seconds[1:]  # the first was a warm-up
 
 
 def main():
-    first, later, tokens = [], [], []
-    for _ in range(ROUNDS):
-        with tempfile.TemporaryDirectory() as compiled:
-            with started(compiled) as seconds:
-                first.append(seconds)
-                time.sleep(10)  # until the processes that write texts are there
-            with started(compiled) as seconds:
-                later.append(seconds)
-                time.sleep(10)
-                tokens += clicks()
-        print(f"first start {first[-1]:.2f} s, later start {later[-1]:.2f} s", flush=True)
-    figures = {"first start": first, "later start": later, "first token of a click": tokens}
+    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+    parser.add_argument("--rounds", type=int, default=4, help="rounds of two starts (4)")
+    args = parser.parse_args()
+    figures = {"first start": [], "later start": [], "first token of a click": []}
+    for _ in range(args.rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            with timed_app(Path(folder)) as (_, first):
+                pass
+            with timed_app(Path(folder)) as (url, later):
+                figures["first token of a click"] += click_seconds(url)
+        figures["first start"].append(first)
+        figures["later start"].append(later)
+        print(f"first start {first:.2f} s, later start {later:.2f} s", flush=True)
     print(json.dumps({name: [round(f(v), 2) for f in (min, statistics.median, max)] for name, v in figures.items()}))
 
 

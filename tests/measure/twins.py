@@ -1,21 +1,23 @@
-"""What the experts and their balancing are worth: `python tests/measure/twins.py --data FILE ... --valid FILE ...`.
+"""The experts and their balancing against a dense twin: `python tests/measure/twins.py --data FILE ... --eval-data FILE ...`.
 
-Trains the same small model on the same batches in five forms, from each of several seeds: as it is; without the KL loss;
+Trains the same small model on the same batches in five variants, from each of several seeds: as it is; without the KL loss;
 without the router's bias; without either; and dense, with feed-forward networks as wide in every layer as what one token
-uses of the mixture. A line of JSON for each run, with its loss on every held-out text, Python's own tests among them, and the
-expert load of each layer over the first one. Then one for each form: the mean over seeds, and how much less than the dense
-twin's of the same seed its loss is, with the standard error.
+uses of the mixture. Prints a line of JSON for each run, with its loss on every held-out text, Python's own tests among them,
+and the expert load of each layer on the first. Then a line for each variant: the mean over seeds, and by how much its loss
+is below that of the dense model of the same seed, with the standard error.
 """
 
 import argparse
 import json
 import math
 import os
+import shutil
 import statistics
 import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -32,20 +34,18 @@ from deepseek.data.tokenizer import train_tokenizer
 from deepseek.model.config import parameter_counts
 from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM
 from deepseek.train import keep_freed_memory
-from deepseek.training.config import PRESET_DEFAULTS, TrainConfig
-from deepseek.training.metrics import DEAD_SHARE
+from deepseek.training.config import TrainConfig, parse
+from deepseek.training.metrics import dead_experts
 from deepseek.training.trainer import train
 from deepseek.training.validation import evaluate
 
-FORMS = {  # changes to the training settings
+VARIANTS = {  # changes to the training settings
     "mixture": {},
     "no KL loss": {"balance_weight": 0.0},
     "no bias": {"bias_update_rate": 0.0},
     "no balancing": {"balance_weight": 0.0, "bias_update_rate": 0.0},
     "dense": {},
 }
-
-ASKED = {"lr": float, "batch_size": int, "context": int}  # settings in place of the preset's
 
 
 def dense_changes(config) -> dict:
@@ -56,82 +56,74 @@ def dense_changes(config) -> dict:
     return {"first_k_dense_replace": layers, "intermediate_size": round(width)}
 
 
-def run(form: str, seed: int, args, root: str) -> dict:
-    """Trains one form from one seed and measures it; `root` holds the tokenizer and takes the runs."""
+def run(variant: str, seed: int, config: TrainConfig, num_threads: int) -> dict:
+    """Trains a variant from a seed and evaluates it; `config.root` holds the tokenizer and takes the runs."""
     keep_freed_memory()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.jobs))
-    name, tokenizer = f"{form.replace(' ', '-')}-{seed}", str(Path(root) / "tokenizer")
-    changes = dense_changes(preset(args.preset)) if form == "dense" else {}
-    begin = str(Path(root) / f"{name}-begin")
+    torch.set_num_threads(num_threads)
+    name = f"{variant.replace(' ', '-')}-{seed}"
+    initial = Path(config.root) / f"{name}-initial"
     torch.manual_seed(seed)
-    DeepseekV3ForCausalLM(preset(args.preset, **changes)).save_pretrained(begin)
-    for file in Path(tokenizer).iterdir():
-        (Path(begin) / file.name).write_bytes(file.read_bytes())
-    asked = {name: value for name in ASKED if (value := getattr(args, name)) is not None}
-    settings = PRESET_DEFAULTS.get(args.preset, {}) | asked | dict(
-        root=root, name=name, init_from=begin, seed=seed, max_steps=args.steps, save_every=args.steps,
-        data=args.data, mixture_weights=args.shares, eval_data=args.valid, eval_every=0, sample_every=0,
-    )  # fmt: skip
-    began = time.perf_counter()
-    config = TrainConfig(**{**settings, **FORMS[form]})
-    *_, step = train(config)
-    minutes = (time.perf_counter() - began) / 60
+    changes = dense_changes(preset(config.preset)) if variant == "dense" else {}
+    DeepseekV3ForCausalLM(preset(config.preset, **changes)).save_pretrained(initial)
+    shutil.copytree(config.tokenizer, initial, dirs_exist_ok=True)
+    start = time.perf_counter()
+    *_, step = train(replace(config, name=name, init_from=str(initial), seed=seed, **VARIANTS[variant]))
+    minutes = (time.perf_counter() - start) / 60
     model, tokenizer = load(step.checkpoint, torch.float32)
-    texts = {Path(path).name.split(".")[0]: list(documents(path)) for path in args.valid}
+    texts = {Path(path).name.split(".")[0]: documents(path) for path in config.eval_data}
     texts["python_tests"] = python_tests()
-    # Not at places that no text of the training reached: there forms differ by chance, and more than by what they are.
-    results = [evaluate(model, tokenizer, text, config.max_seq_len) for text in texts.values()]
+    # Not beyond the sequence length of the training: untrained positions differ by chance, by more than the variants do.
+    results = {name: evaluate(model, tokenizer, text, config.max_seq_len) for name, text in texts.items()}
     total, active = parameter_counts(model)
+    first = next(iter(results.values()))
     return dict(
-        form=form, seed=seed, parameters=total, active=active, steps=args.steps, tokens=step.tokens,
+        variant=variant, seed=seed, parameters=total, active=active, steps=step.step, tokens=step.tokens,
         minutes=round(minutes, 1), training_loss=round(step.loss, 3),
-        bits_per_byte={name: round(result.bits_per_byte, 4) for name, result in zip(texts, results)},
-        load=results[0].load, max_violation=results[0].max_violation,
-        dead=sum(share * len(shares) < DEAD_SHARE for shares in results[0].load for share in shares),
+        bits_per_byte={name: round(result.bits_per_byte, 4) for name, result in results.items()},
+        load=first.load, max_violation=first.max_violation,
+        dead_experts=len(dead_experts([first.load], window=1)) if first.load else 0,
     )  # fmt: skip
 
 
-def summary(form: str, lines: list[dict]) -> dict:
-    """The means of a form over its seeds, and of what it is better than the dense twin of the same seed."""
-    own = {line["seed"]: line for line in lines if line["form"] == form}
-    dense = {line["seed"]: line for line in lines if line["form"] == "dense"}
-    found = {"form": form, "seeds": sorted(own), "mean": {}, "less_than_dense": {}}
+def summary(variant: str, lines: list[dict]) -> dict:
+    """The means of a variant over its seeds, and [mean, standard error] of how far it is below the dense model."""
+    own = {line["seed"]: line for line in lines if line["variant"] == variant}
+    dense = {line["seed"]: line for line in lines if line["variant"] == "dense"}
+    means, below = {}, {}
     for text in next(iter(own.values()))["bits_per_byte"]:
-        found["mean"][text] = round(statistics.mean(line["bits_per_byte"][text] for line in own.values()), 4)
-        less = [dense[seed]["bits_per_byte"][text] - own[seed]["bits_per_byte"][text] for seed in own if seed in dense]
-        if form != "dense" and len(less) > 1:
-            error = statistics.stdev(less) / math.sqrt(len(less))
-            found["less_than_dense"][text] = [round(statistics.mean(less), 4), round(error, 4)]
-    found["max_violation"] = max((max(line["max_violation"], default=0.0) for line in own.values()), default=0.0)
-    return found | {"dead": sum(line["dead"] for line in own.values())}
+        bits = {seed: line["bits_per_byte"][text] for seed, line in own.items()}
+        means[text] = round(statistics.mean(bits.values()), 4)
+        differences = [dense[seed]["bits_per_byte"][text] - bits[seed] for seed in own if seed in dense]
+        if variant != "dense" and len(differences) > 1:
+            error = statistics.stdev(differences) / math.sqrt(len(differences))
+            below[text] = [round(statistics.mean(differences), 4), round(error, 4)]
+    return dict(
+        variant=variant, seeds=sorted(own), mean=means, below_dense=below,
+        max_violation=max(max(line["max_violation"], default=0.0) for line in own.values()),
+        dead_experts=sum(line["dead_experts"] for line in own.values()),
+    )  # fmt: skip
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
-    parser.add_argument("--data", nargs="+", required=True)
-    parser.add_argument("--shares", nargs="+", type=float, default=[])
-    parser.add_argument("--valid", nargs="+", required=True)
-    parser.add_argument("--preset", default="quick")
-    parser.add_argument("--steps", type=int, default=1200)
-    for name, kind in ASKED.items():
-        parser.add_argument(
-            "--" + name.replace("_", "-"), type=kind, help="as in training, if not what suits the preset"
-        )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of first weights and the order of the text")
-    parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the processors")
-    args = parser.parse_args()
-    lines = []
+    epilog = "All settings of `python -m deepseek.train` are taken too; the default preset is quick."
+    parser = argparse.ArgumentParser(description=__doc__.split(":")[0], epilog=epilog, allow_abbrev=False)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the initial weights and the data order")
+    parser.add_argument("--variants", "--forms", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they divide the processors among them")
+    args, rest = parser.parse_known_args()
+    config, _ = parse(["--preset", "quick", *rest])
+    num_threads, lines = max(1, (os.cpu_count() or 1) // args.jobs), []
     with tempfile.TemporaryDirectory() as root:
-        tokenizer = train_tokenizer(args.data, preset(args.preset).vocab_size, args.shares)
-        tokenizer.save_pretrained(Path(root) / "tokenizer")
+        folder = str(Path(root) / "tokenizer")
+        train_tokenizer(config.data, preset(config.preset).vocab_size, config.mixture_weights).save_pretrained(folder)
+        config = replace(config, root=root, tokenizer=folder, save_every=config.max_steps, eval_every=0, sample_every=0)
         with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
-            jobs = [pool.submit(run, form, seed, args, root) for seed in args.seeds for form in args.forms]
+            jobs = [pool.submit(run, v, seed, config, num_threads) for seed in args.seeds for v in args.variants]
             for job in jobs:
                 lines.append(job.result())
                 print(json.dumps(lines[-1]), flush=True)
-    for form in args.forms:
-        print(json.dumps(summary(form, lines)), flush=True)
+    for variant in args.variants:
+        print(json.dumps(summary(variant, lines)), flush=True)
 
 
 if __name__ == "__main__":

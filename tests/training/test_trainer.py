@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from deepseek.checkpoints.loading import load
 from deepseek.checkpoints.saving import latest_checkpoint, list_checkpoints
-from deepseek.data.readers import DataError
+from deepseek.data.file_formats import DataError
 from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM
 from deepseek.training.config import TrainingError, parse
 from deepseek.training.trainer import autocast_dtype, train

@@ -9,7 +9,7 @@ import gradio as gr
 
 from deepseek.inference.sampling import SAMPLER_ORDERS, SamplingParams
 from deepseek.settings.schema import holds_several
-from deepseek.ui.errors import user_error
+from deepseek.ui.errors import user_errors
 from deepseek.ui.generation import UNQUEUED
 
 PRESETS = {
@@ -104,14 +104,12 @@ def preset_fields(controls: dict) -> list[str]:
     return [name for name in controls if name not in ("max_new_tokens", "stop")]
 
 
+@user_errors()
 def to_params(names, values, seed, locked: bool) -> SamplingParams:
     """Validated settings from the controls' values; the seed is random unless `locked`. Raises gr.Error."""
     settings = dict(zip(names, values))
     if isinstance(settings.get("stop"), str):
         settings["stop"] = tuple(line for line in settings["stop"].split("\n") if line)
-    try:
-        if locked and seed is None:
-            raise ValueError("seed is empty; it must be a whole number to be kept.")
-        return SamplingParams(**settings, seed=seed if locked else random.randrange(2**31))
-    except ValueError as error:
-        raise user_error(error) from error
+    if locked and seed is None:
+        raise ValueError("seed is empty; it must be a whole number to be kept.")
+    return SamplingParams(**settings, seed=seed if locked else random.randrange(2**31))

@@ -13,7 +13,7 @@ from deepseek.inference.sampling import SamplingParams
 from deepseek.settings.aliases import rename
 from deepseek.settings.schema import from_text, holds_several
 from deepseek.ui.components.sampler_controls import FIELDS, PRESETS, apply_preset, preset_fields
-from deepseek.ui.errors import user_error
+from deepseek.ui.errors import user_errors
 from deepseek.ui.generation import UNQUEUED
 from deepseek.ui.server import model_registry
 
@@ -72,18 +72,16 @@ def valid_presets(saved) -> dict[str, dict]:
     return dict(list(presets.items())[:MAX_PRESETS])
 
 
+@user_errors()
 def add_preset(presets: dict, name: str, settings: dict) -> dict:
     """`presets` with one more. Raises gr.Error for an invalid name."""
     name = name.strip() if isinstance(name, str) else ""
-    try:
-        if not 0 < len(name) <= MAX_NAME_CHARACTERS:
-            raise ValueError(f"name is {name!r:.60}; it must be 1 to {MAX_NAME_CHARACTERS} characters.")
-        if name in PRESETS:  # the built-in preset would hide it
-            raise ValueError(f"name is {name!r}; it must be another than {', '.join(PRESETS)}.")
-        if len(presets) >= MAX_PRESETS and name not in presets:
-            raise ValueError(f"there are {len(presets)} presets, the most that can be saved; replace one of them.")
-    except ValueError as error:
-        raise user_error(error) from error
+    if not 0 < len(name) <= MAX_NAME_CHARACTERS:
+        raise ValueError(f"name is {name!r:.60}; it must be 1 to {MAX_NAME_CHARACTERS} characters.")
+    if name in PRESETS:  # the built-in preset would hide it
+        raise ValueError(f"name is {name!r}; it must be another than {', '.join(PRESETS)}.")
+    if len(presets) >= MAX_PRESETS and name not in presets:
+        raise ValueError(f"there are {len(presets)} presets, the most that can be saved; replace one of them.")
     return {**presets, name: settings}
 
 

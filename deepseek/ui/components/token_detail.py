@@ -11,7 +11,7 @@ from deepseek.ui.plots.sampling import funnel
 from deepseek.ui.plots.style import show_invisible
 
 ASSETS = Path(__file__).parents[3] / "assets"
-TEXT_HEADERS = ["place", "token", "probability", "rank", "entropy", "temperature", "layer:experts"]
+TEXT_HEADERS = ["position", "token", "probability", "rank", "entropy", "temperature", "layer:experts"]
 CANDIDATE_HEADERS = ["token", "model", "sampler", "removed by"]
 
 

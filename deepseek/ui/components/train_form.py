@@ -8,7 +8,7 @@ from pathlib import Path
 import gradio as gr
 
 from deepseek.checkpoints import saving
-from deepseek.data import readers
+from deepseek.data import file_formats, readers
 from deepseek.model.config import PRESETS
 from deepseek.settings.schema import from_text, holds_several
 from deepseek.training import runs
@@ -19,7 +19,7 @@ from deepseek.ui.server.model_registry import DEMO
 
 SOURCES = BUILTIN, UPLOAD, HUB = ["built-in text", "uploaded file", "Hub dataset"]
 MAX_UPLOAD_BYTES = 2**30
-SUFFIXES = [*readers.READERS, *readers.DECOMPRESSORS]
+SUFFIXES = [*file_formats.READERS, *file_formats.DECOMPRESSORS]
 FIELDS = {field.name: field for field in fields(TrainConfig)}
 BASIC = ["max_steps", "batch_size", "max_seq_len", "lr"]  # always shown; the others are behind "all settings"
 SPECIAL = ["root", "name", "preset", "init_from", "data", "shard"]  # built by hand, or without a control
@@ -138,6 +138,6 @@ def check_readable(file: str) -> None:
     """Raises ValueError with one sentence if the first 64 documents of an upload cannot be read, or are none."""
     try:
         if not list(islice(map(len, readers.documents(file)), 64)):
-            raise readers.DataError(f"data {file!r} holds no text.")
-    except readers.DataError as error:
+            raise file_formats.DataError(f"data {file!r} holds no text.")
+    except file_formats.DataError as error:
         raise ValueError(str(error).replace(repr(file), repr(Path(file).name))) from error

@@ -17,7 +17,7 @@ from deepseek.inference.engine import TokenTrace
 from deepseek.inference.worker_pool import WorkerPool
 from deepseek.interpret.interventions import Intervention
 from deepseek.interpret.trace import Trace, trace
-from deepseek.ui.errors import user_error
+from deepseek.ui.errors import user_errors
 from deepseek.ui.server import access_control, zerogpu
 
 DEMO = "assets/demo"
@@ -44,12 +44,10 @@ def open_model(path: str, max_bytes: int | None = None):
     return opened
 
 
+@user_errors()
 def get_model(checkpoint: str):
     """(model, tokenizer) of a user's checkpoint. Raises gr.Error if it can no longer be opened."""
-    try:
-        return open_model(checkpoint)
-    except CheckpointError as error:
-        raise user_error(error) from error
+    return open_model(checkpoint)
 
 
 def open_requested(path: str, current: str):

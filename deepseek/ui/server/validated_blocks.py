@@ -9,14 +9,14 @@ from math import inf
 import gradio as gr
 from gradio.components.api_component import Api
 
-from deepseek.ui.errors import user_error
+from deepseek.ui.errors import user_error, user_errors
 
 
 class ValidatedBlocks(gr.Blocks):
     """`gr.Blocks` whose events refuse a wrong number of values, and a value that its component could not hold."""
 
     async def preprocess_data(self, block_fn, inputs, state, explicit_call=False):
-        try:
+        with user_errors():
             if block_fn.fn is None:
                 raise ValueError("this event runs in the browser alone; it must not be sent.")
             names = input_names(block_fn)
@@ -27,8 +27,6 @@ class ValidatedBlocks(gr.Blocks):
                 current = state[block._id] if state and block._id in state and not block.stateful else block
                 if allowed := refusal(current, value):
                     raise ValueError(f"{name} is {value!r:.60}; it must be {allowed:.200}.")
-        except ValueError as error:
-            raise user_error(error) from error
         try:
             return await super().preprocess_data(block_fn, inputs, state, explicit_call)
         except Exception as error:  # gradio's own refusal: an unsafe path, a missing file

@@ -14,7 +14,7 @@ from deepseek.checkpoints.model_cache import ModelCache
 from deepseek.inference import engine
 from deepseek.inference.engine import TokenTrace
 from deepseek.model.config import parameter_counts
-from deepseek.ui.errors import user_error
+from deepseek.ui.errors import user_errors
 
 try:
     from spaces import GPU
@@ -43,9 +43,7 @@ def duration_s(checkpoint, prompt, params, forced_tokens, interventions) -> int:
 def stream(checkpoint: str, prompt, params, forced_tokens: dict, interventions: list) -> Iterator[TokenTrace]:
     """As `WorkerPool.stream`, on a GPU where there is one. Raises gr.Error, the one exception that keeps its message."""
     torch.set_num_threads(1)  # a forked process with more threads hangs
-    try:
+    with user_errors():
         model, tokenizer = _models.get(checkpoint)
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         yield from engine.stream(model, tokenizer, prompt, params, forced_tokens, interventions)
-    except ValueError as error:
-        raise user_error(error) from error

@@ -8,7 +8,7 @@ import gradio as gr
 from deepseek.ui.components import sampler_controls, share, token_detail
 from deepseek.ui.components.figure import figure
 from deepseek.ui.components.token_strip import event_int, token_strip
-from deepseek.ui.errors import user_error
+from deepseek.ui.errors import user_error, user_errors
 from deepseek.ui.generation import EXAMPLES, GENERATION_QUEUE, MODEL_QUEUE, UNQUEUED, Generation, generate
 from deepseek.ui.plots.sampling import entropy_and_temperature
 from deepseek.ui.server import model_registry
@@ -125,18 +125,14 @@ def build(demo, checkpoint: gr.State, first: Generation):
     def is_link(request):
         return "prompt" in request.query_params
 
+    @user_errors()
     def read_link(request, vocab_size):
-        try:
-            return share.from_query(request.query_params, vocab_size)
-        except ValueError as error:
-            raise user_error(error) from error
+        return share.from_query(request.query_params, vocab_size)
 
+    @user_errors()
     def open_model(request):
         path = request.query_params.get("checkpoint", checkpoint.value)
-        try:
-            return model_registry.open_requested(path, checkpoint.value)
-        except ValueError as error:
-            raise user_error(error) from error
+        return model_registry.open_requested(path, checkpoint.value)
 
     def restore(request: gr.Request):
         """Puts a link's prompt, seed and settings into the page."""

@@ -267,7 +267,9 @@ def test_a_text_above_the_limit_is_drawn_in_ranges_that_the_user_chooses(page, a
     assert 600 < tokens <= 1024
     page.locator("textarea:visible").first.fill(text)
     button(page, "Trace").locator("visible=true").click()
-    expect(page.get_by_text(f"{tokens:,} tokens · drawn: 1 to 512; “tokens” takes a range of at most 512")).to_be_visible()
+    expect(
+        page.get_by_text(f"{tokens:,} tokens · drawn: 1 to 512; “tokens” takes a range of at most 512")
+    ).to_be_visible()
     page.get_by_label("tokens", exact=True).fill(f"300-{tokens}")
     page.get_by_label("tokens", exact=True).press("Enter")
     expect(page.get_by_text(f"drawn: 300 to {tokens:,}")).to_be_visible()
