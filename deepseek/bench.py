@@ -57,10 +57,14 @@ class Ours:
         weights = "int8" if precision == "int8" else "model"
         self.decode_model = DecodeModel(self.model, weights) if supports(self.model) else None
 
+    def new_cache(self, capacity: int):
+        """An empty cache for `capacity` tokens."""
+        return MLACache(self.model.config, capacity)
+
     @torch.inference_mode()
     def prefill(self, ids_1S, new_tokens: int = 0):
         """The cache of a prompt, with capacity for `new_tokens` more."""
-        cache = MLACache(self.model.config, ids_1S.shape[1] + new_tokens)
+        cache = self.new_cache(ids_1S.shape[1] + new_tokens)
         self.model(ids_1S, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return cache
 
@@ -82,12 +86,9 @@ class Stock(Ours):
         self.model = StockForCausalLM.from_pretrained(folder, dtype=DTYPES[precision]).eval()
         self.precision, self.decode_model = precision, None
 
-    @torch.inference_mode()
-    def prefill(self, ids_1S, new_tokens: int = 0):
-        """The cache of a prompt."""
-        cache = DynamicCache()
-        self.model(ids_1S, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return cache
+    def new_cache(self, capacity: int):
+        """An empty cache, which grows by concatenation."""
+        return DynamicCache()
 
 
 class NumberTokenizer:
@@ -129,8 +130,8 @@ def random_prompt(model, length: int) -> torch.Tensor:
 
 def decode_rate(engine: Ours, context: int) -> float:
     """Tokens a second after `context` tokens."""
-    cache, token = engine.prefill(random_prompt(engine.model, context), NEW_TOKENS + 2), 5
-    token = engine.decode(token, cache)
+    cache = engine.prefill(random_prompt(engine.model, context), NEW_TOKENS + 2)
+    token = engine.decode(5, cache)
 
     def work():
         nonlocal token
@@ -172,28 +173,20 @@ def inference(folder, contexts: list[int], precisions: list[str], rounds: int) -
         figures[f"decode, {context} context"] = in_turns(work, rounds)
     work = {(engine.name, engine.precision): partial(prefill_rate, engine) for engine in engines}
     figures[f"prefill, {PREFILL} tokens"] = in_turns(work, rounds)
-    del engines, work
     if "int8" in precisions:
         engine = Ours(folder, "int8")
         for context in contexts:
-            figures[f"decode, {context} context, 8-bit weights"] = in_turns(
-                {("ours", "int8"): partial(decode_rate, engine, context)}, rounds
-            )
+            work = {("ours", "int8"): partial(decode_rate, engine, context)}
+            figures[f"decode, {context} context, 8-bit weights"] = in_turns(work, rounds)
     return figures
 
 
 def serving(folder, precision: str, rounds: int) -> dict[str, Rates]:
     """{figure: rates} of decoding with all traces recorded, and of a batch, each beside plain decoding of one request."""
     engine = Ours(folder, precision)
-    rates = in_turns(
-        {
-            ("traced", precision): partial(batch_rate, engine, 1, True),
-            ("untraced", precision): partial(batch_rate, engine, 1, False),
-            ("batch", precision): partial(batch_rate, engine, BATCH_SIZE, True),
-        },
-        rounds,
-    )
-    traced, untraced, batch = rates.values()
+    settings = {"traced": (1, True), "untraced": (1, False), "batch": (BATCH_SIZE, True)}
+    work = {(name, precision): partial(batch_rate, engine, *setting) for name, setting in settings.items()}
+    traced, untraced, batch = in_turns(work, rounds).values()
     return {
         f"traced decode, {precision}": {("ours", precision): traced, ("untraced", precision): untraced},
         f"decode, batch {BATCH_SIZE}, {precision}": {("ours", precision): batch, ("batch 1", precision): traced},
@@ -235,10 +228,7 @@ def training(name: str, rounds: int) -> dict[str, Rates]:
 
 
 def first_token(folder, precisions: list[str], threads: int, rounds: int) -> dict[str, Rates]:
-    """{figure: values}: seconds from the start of a process to its first token, and its peak memory.
-
-    Raises CalledProcessError where a process fails.
-    """
+    """{figure: values}: seconds from the start of a process to its first token, and its peak memory."""
     times, memory = {}, {}
     for _ in range(rounds):
         for label in [(engine.name, precision) for precision in precisions for engine in (Ours, Stock)]:
@@ -310,7 +300,7 @@ def show(line: dict, as_json: bool) -> None:
         if isinstance(value, dict)
     ]
     ratios = [f"{name} {value:.2f}" for name, value in line.items() if name.startswith("ours /")]
-    print(f"{line['setting']:<6} {line['figure']:<40} {', '.join(cells)}; {', '.join(ratios)}", flush=True)
+    print(f"{line['setting']:<6} {line['figure']:<40} {', '.join(cells + ratios)}", flush=True)
 
 
 def main():
@@ -330,8 +320,7 @@ def main():
     if args.child:
         return run_child(*args.child)
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
-    versions = {"torch": torch.__version__, "python": platform.python_version()}
-    show({"machine": machine, "threads": args.threads, **versions}, args.json)
+    show({"machine": machine, "threads": args.threads, "torch": torch.__version__}, args.json)
     half = max(1, args.rounds // 2)
     for name in args.presets:
         with tempfile.TemporaryDirectory() as folder:

@@ -20,7 +20,7 @@ from deepseek.ui.components.comparison import changed_settings, sample_stats
 from deepseek.ui.components.run_view import run_choices
 from deepseek.ui.components.traces import ablate_layers, trace_long, trace_text
 from deepseek.ui.components.train_form import free_name
-from deepseek.ui.errors import user_error
+from deepseek.ui.errors import user_error, user_errors
 from deepseek.ui.generation import GENERATION_QUEUE, MODEL_QUEUE, first_difference, side_by_side
 from deepseek.ui.generation import generate as generate_text
 from deepseek.ui.server import access_control, model_registry
@@ -43,11 +43,11 @@ def setting_arguments(settings_class, names=None, **defaults) -> list[Parameter]
     return [argument(name, types[name], defaults.get(name, getattr(neutral, name))) for name in names or types]
 
 
-def set_arguments(function, arguments: list[Parameter]) -> None:
-    """Has gr.api read these arguments from a `function(*values)`, whose annotations name what it returns."""
-    returns = function.__annotations__["return"]
-    function.__signature__ = Signature(arguments, return_annotation=returns)
-    function.__annotations__ = {a.name: a.annotation for a in arguments} | {"return": returns}
+def set_arguments(function, arguments: list[Parameter]) -> list[str]:
+    """Has gr.api read these arguments from a `function(*values)`, which is annotated with its result; returns their names."""
+    function.__signature__ = Signature(arguments, return_annotation=function.__annotations__["return"])
+    function.__annotations__ |= {a.name: a.annotation for a in arguments}
+    return [a.name for a in arguments]
 
 
 def require(name: str, value, type: type, rule: str) -> None:
@@ -138,11 +138,9 @@ def build_inference(checkpoint: str) -> None:
         prompt, traces, interventions = (settings.pop(name) for name in ("prompt", "traces", "interventions"))
         if settings["seed"] in (-1, None):
             settings["seed"] = random.randrange(2**31)
-        try:
+        with user_errors():
             require("traces", traces, bool, "true or false")
             params, interventions = SamplingParams(**settings), parse_interventions(interventions)
-        except ValueError as error:
-            raise user_error(error) from error
         model, tokenizer = model_registry.get_model(checkpoint)
         for generation in generate_text(model, tokenizer, prompt, params, interventions=interventions):
             answer = {
@@ -156,16 +154,10 @@ def build_inference(checkpoint: str) -> None:
                 answer["traces"] = [token.as_dict() for token in generation.tokens]
             yield answer
 
-    arguments = {
-        a.name: a
-        for a in [
-            argument("prompt", str),
-            *setting_arguments(SamplingParams, stop=[], seed=-1),
-            argument("traces", bool, False),
-            argument("interventions", list[dict], []),
-        ]
-    }
-    set_arguments(generate, list(arguments.values()))
+    more = [argument("traces", bool, False), argument("interventions", list[dict], [])]
+    arguments = set_arguments(
+        generate, [argument("prompt", str), *setting_arguments(SamplingParams, stop=[], seed=-1), *more]
+    )
 
     def trace(text: str, attention_layer: int = -1, other: str = "", losses: bool = False) -> dict:
         """What the model does with a text: {"ids", "tokens", "probabilities", "routing": [{"layer", "indices", "weights",
@@ -179,21 +171,16 @@ def build_inference(checkpoint: str) -> None:
         """
         model, tokenizer = model_registry.get_model(checkpoint)
         layers = model.config.num_hidden_layers
-        try:
+        with user_errors():
             if isinstance(attention_layer, bool) or attention_layer not in range(-1, layers):
                 rule = f"it must be a whole number from -1 to {layers - 1}"
                 raise ValueError(f"attention_layer is {attention_layer!r:.60}; {rule}.")
             require("other", other, str, "text")
             require("losses", losses, bool, "true or false")
-        except ValueError as error:
-            raise user_error(error) from error
-        traced = trace_text(model, tokenizer, text)
-        answer = trace_json(traced)
-        if attention_layer != -1:
-            try:
+            traced = trace_text(model, tokenizer, text)
+            answer = trace_json(traced)
+            if attention_layer != -1:
                 answer["attention"] = traced.attention(int(attention_layer)).tolist()
-            except ValueError as error:  # the text is too long for it
-                raise user_error(error) from error
         if other:
             other_routing = trace_long(model, tokenizer, other).routing
             answer["compared"] = traced.routing and routing_difference(traced.routing, other_routing)
@@ -208,14 +195,10 @@ def build_inference(checkpoint: str) -> None:
         """One prompt and seed under two settings, each the fields of SamplingParams that are not neutral: {"a", "b":
         {"text", "figures"}, "first_difference" (position in the output, from 0, or null), "settings": {name: [a, b]}}.
         """
-        sides = []
-        try:
+        with user_errors():
             if seed is None:  # a random one for each side
                 raise ValueError("seed is None; it must be a whole number, the same for both sides.")
-            for name, settings in (("a", a), ("b", b)):
-                sides.append(side_params(name, settings, seed))
-        except ValueError as error:
-            raise user_error(error) from error
+            sides = side_params("a", a, seed), side_params("b", b, seed)
         opened = model_registry.get_model(checkpoint)
         *_, generations = side_by_side(opened, opened, prompt, *sides)
         texts = {

@@ -13,7 +13,7 @@ def user_error(error: Exception) -> gr.Error:
 
 @contextmanager
 def user_errors():
-    """Turns a ValueError into a gr.Error with its sentence; also a decorator. (A gr.Error is a ValueError, and stays.)"""
+    """Raises gr.Error in place of a ValueError; also a decorator. A gr.Error, which is a ValueError too, stays."""
     try:
         yield
     except gr.Error:
