@@ -13,10 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 
 import torch
 from transformers import DeepseekV3ForCausalLM as StockForCausalLM
@@ -32,39 +35,35 @@ from deepseek.model.mla_cache import MLACache
 from deepseek.train import keep_freed_memory
 
 ROOT = Path(__file__).parents[1]
-LLAMA_CPP_PEER = ROOT / "tests" / "llama_cpp_peer.py"
+MODELS = {"ours": DeepseekV3ForCausalLM, "stock": StockForCausalLM}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # equal quality: tests/measure/precision.py
 LLAMA_CPP_TYPES = {"fp32": "f32", "bf16": "bf16", "int8": "q8_0"}
-EXPERTS_IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm")  # stock's
 CONTEXTS = (64, 1024, 2048)  # tokens before the decoded ones, or as many as the model reads
 PREFILL = 512  # tokens
 NEW_TOKENS = 24  # decoded in one timed go
 BATCH_SIZE = 8  # of batched decoding
 TRAIN_BATCH, TRAIN_SEQ_LEN = 8, 256
 LOWER_IS_BETTER = ("first token, s", "memory, MiB")
+TOKENIZER = SimpleNamespace(decode=lambda ids, **_: " ".join(map(str, ids)))  # the models have none
 
+Work = dict[tuple[str, str], Callable[[], float]]  # (engine, precision) -> measures a figure once
 Rates = dict[tuple[str, str], list[float]]  # (engine, precision) -> a figure a round
 
 
-class Ours:
-    """Our model, with the decode model that the app uses where it supports the checkpoint."""
+class Engine:
+    """One of MODELS in a precision; ours with the decode model that the app uses, where it supports the checkpoint."""
 
-    name = "ours"
-
-    def __init__(self, folder, precision: str):
-        dtype = DTYPES.get(precision, torch.bfloat16)
-        self.model, self.precision = DeepseekV3ForCausalLM.from_pretrained(folder, dtype=dtype).eval(), precision
-        weights = "int8" if precision == "int8" else "model"
-        self.decode_model = DecodeModel(self.model, weights) if supports(self.model) else None
-
-    def new_cache(self, capacity: int):
-        """An empty cache for `capacity` tokens."""
-        return MLACache(self.model.config, capacity)
+    def __init__(self, name: str, precision: str, folder):
+        self.name, self.decode_model = name, None
+        self.model = MODELS[name].from_pretrained(folder, dtype=DTYPES.get(precision, torch.bfloat16)).eval()
+        if name == "ours" and supports(self.model):
+            self.decode_model = DecodeModel(self.model, "int8" if precision == "int8" else "model")
 
     @torch.inference_mode()
     def prefill(self, ids_1S, new_tokens: int = 0):
         """The cache of a prompt, with capacity for `new_tokens` more."""
-        cache = self.new_cache(ids_1S.shape[1] + new_tokens)
+        capacity = ids_1S.shape[1] + new_tokens
+        cache = MLACache(self.model.config, capacity) if self.name == "ours" else DynamicCache()
         self.model(ids_1S, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return cache
 
@@ -77,30 +76,6 @@ class Ours:
         return int(self.model(ids, past_key_values=cache, use_cache=True).logits[0, -1].argmax())
 
 
-class Stock(Ours):
-    """transformers' own DeepseekV3ForCausalLM."""
-
-    name = "stock"
-
-    def __init__(self, folder, precision: str):
-        self.model = StockForCausalLM.from_pretrained(folder, dtype=DTYPES[precision]).eval()
-        self.precision, self.decode_model = precision, None
-
-    def new_cache(self, capacity: int):
-        """An empty cache, which grows by concatenation."""
-        return DynamicCache()
-
-
-class NumberTokenizer:
-    """A tokenizer for models without one: each id is its own text."""
-
-    bos_token_id = eos_token_id = 0
-
-    def decode(self, ids, **_):
-        """The ids in words."""
-        return " ".join(map(str, ids))
-
-
 def seconds(work: Callable) -> float:
     """How long one call of `work` takes."""
     gc.collect()
@@ -111,15 +86,10 @@ def seconds(work: Callable) -> float:
     return time.perf_counter() - start
 
 
-def in_turns(work: dict[tuple[str, str], Callable[[], float]], rounds: int) -> Rates:
+def in_turns(work: Work, rounds: int) -> Rates:
     """Calls every function once a round; the first round warms up and does not count."""
-    rates: Rates = {label: [] for label in work}
-    for round_number in range(rounds + 1):
-        for label, measure in work.items():
-            value = measure()
-            if round_number:
-                rates[label].append(value)
-    return rates
+    values = [{label: measure() for label, measure in work.items()} for _ in range(rounds + 1)]
+    return {label: [values_of_round[label] for values_of_round in values[1:]] for label in work}
 
 
 def random_prompt(model, length: int) -> torch.Tensor:
@@ -128,7 +98,7 @@ def random_prompt(model, length: int) -> torch.Tensor:
     return torch.randint(1, model.config.vocab_size, (1, length), generator=generator).to(model.device)
 
 
-def decode_rate(engine: Ours, context: int) -> float:
+def decode_rate(engine: Engine, context: int) -> float:
     """Tokens a second after `context` tokens."""
     cache = engine.prefill(random_prompt(engine.model, context), NEW_TOKENS + 2)
     token = engine.decode(5, cache)
@@ -141,17 +111,17 @@ def decode_rate(engine: Ours, context: int) -> float:
     return NEW_TOKENS / seconds(work)
 
 
-def prefill_rate(engine: Ours) -> float:
+def prefill_rate(engine: Engine) -> float:
     """Tokens a second of a prompt of PREFILL tokens."""
     ids = random_prompt(engine.model, PREFILL)
     return PREFILL / seconds(lambda: engine.prefill(ids))
 
 
-def batch_rate(engine: Ours, batch_size: int, record: bool) -> float:
+def batch_rate(engine: Engine, batch_size: int, record: bool = True) -> float:
     """Sampled tokens a second of `batch_size` requests decoded together, traced where `record` is true."""
     settings = dict(temperature=0.8, top_k=50, top_p=0.95, max_new_tokens=60)
     requests = [
-        Request(engine.model, NumberTokenizer(), [5, 6, 7], SamplingParams(seed=seed, **settings), record=record)
+        Request(engine.model, TOKENIZER, [5, 6, 7], SamplingParams(seed=seed, **settings), record=record)
         for seed in range(batch_size)
     ]
     decode_step(requests, engine.decode_model)
@@ -163,34 +133,27 @@ def batch_rate(engine: Ours, batch_size: int, record: bool) -> float:
     return batch_size * NEW_TOKENS / seconds(work)
 
 
-def inference(folder, contexts: list[int], precisions: list[str], rounds: int) -> dict[str, Rates]:
-    """{figure: rates} of decoding and prefill in every precision of equal quality, and of 8-bit decoding."""
+def decoding(folder, contexts: list[int], precisions: list[str]) -> Iterator[tuple[str, Work]]:
+    """Yields (figure, work) of decoding and prefill in every precision of equal quality, and of 8-bit decoding.
+
+    Then, beside plain decoding of one request, of decoding without traces and of a batch.
+    """
     equal = [precision for precision in precisions if precision in DTYPES]
-    engines = [engine(folder, precision) for precision in equal for engine in (Ours, Stock)]
-    figures = {}
+    engines = {(name, precision): Engine(name, precision, folder) for precision in equal for name in MODELS}
     for context in contexts:
-        work = {(engine.name, engine.precision): partial(decode_rate, engine, context) for engine in engines}
-        figures[f"decode, {context} context"] = in_turns(work, rounds)
-    work = {(engine.name, engine.precision): partial(prefill_rate, engine) for engine in engines}
-    figures[f"prefill, {PREFILL} tokens"] = in_turns(work, rounds)
+        yield f"decode, {context} context", {key: partial(decode_rate, e, context) for key, e in engines.items()}
+    yield f"prefill, {PREFILL} tokens", {key: partial(prefill_rate, e) for key, e in engines.items()}
     if "int8" in precisions:
-        engine = Ours(folder, "int8")
+        key = ("ours", "int8")
+        engines[key] = Engine(*key, folder)
         for context in contexts:
-            work = {("ours", "int8"): partial(decode_rate, engine, context)}
-            figures[f"decode, {context} context, 8-bit weights"] = in_turns(work, rounds)
-    return figures
-
-
-def serving(folder, precision: str, rounds: int) -> dict[str, Rates]:
-    """{figure: rates} of decoding with all traces recorded, and of a batch, each beside plain decoding of one request."""
-    engine = Ours(folder, precision)
-    settings = {"traced": (1, True), "untraced": (1, False), "batch": (BATCH_SIZE, True)}
-    work = {(name, precision): partial(batch_rate, engine, *setting) for name, setting in settings.items()}
-    traced, untraced, batch = in_turns(work, rounds).values()
-    return {
-        f"traced decode, {precision}": {("ours", precision): traced, ("untraced", precision): untraced},
-        f"decode, batch {BATCH_SIZE}, {precision}": {("ours", precision): batch, ("batch 1", precision): traced},
-    }
+            yield f"decode, {context} context, 8-bit weights", {key: partial(decode_rate, engines[key], context)}
+    for precision in precisions:
+        rate = partial(batch_rate, engines["ours", precision])
+        untraced, batch = partial(rate, 1, record=False), partial(rate, BATCH_SIZE)
+        yield f"traced decode, {precision}", {("ours", precision): partial(rate, 1), ("untraced", precision): untraced}
+        label = f"decode, batch {BATCH_SIZE}, {precision}"
+        yield label, {("ours", precision): batch, ("batch 1", precision): partial(rate, 1)}
 
 
 def train_step_rate(model, autocast_dtype: torch.dtype | None) -> float:
@@ -213,70 +176,65 @@ def train_step_rate(model, autocast_dtype: torch.dtype | None) -> float:
     return rate
 
 
-def training(name: str, rounds: int) -> dict[str, Rates]:
-    """{figure: rates} of training in fp32 and under bf16 autocast, and stock with every implementation of its experts."""
+def training(name: str) -> Work:
+    """Training steps in fp32 and under bf16 autocast, of ours, and of stock with every implementation of its experts."""
     config = preset(name)
     models = {("ours", ""): DeepseekV3ForCausalLM(config)}
-    for way in EXPERTS_IMPLEMENTATIONS:
+    for way in ("eager", "batched_mm", "grouped_mm"):
         models["stock", f" {way}"] = StockForCausalLM._from_config(config, experts_implementation=way)
-    work = {
+    return {
         (engine, precision + way): partial(train_step_rate, model, dtype)
         for (engine, way), model in models.items()
         for precision, dtype in (("fp32", None), ("bf16 autocast", torch.bfloat16))
     }
-    return {f"training, {TRAIN_BATCH} x {TRAIN_SEQ_LEN}": in_turns(work, rounds)}
 
 
 def first_token(folder, precisions: list[str], threads: int, rounds: int) -> dict[str, Rates]:
     """{figure: values}: seconds from the start of a process to its first token, and its peak memory."""
-    times, memory = {}, {}
-    for _ in range(rounds):
-        for label in [(engine.name, precision) for precision in precisions for engine in (Ours, Stock)]:
-            child = ["--child", *label, str(folder), "--threads", str(threads)]
-            start = time.perf_counter()
-            printed = subprocess.check_output([sys.executable, "-m", "deepseek.bench", *child], cwd=ROOT, text=True)
-            times.setdefault(label, []).append(time.perf_counter() - start)
-            memory.setdefault(label, []).append(int(printed.split()[-1]) / 1024)
-    return {LOWER_IS_BETTER[0]: times, LOWER_IS_BETTER[1]: memory}
+    times, memory = defaultdict(list), defaultdict(list)
+    for _, precision, name in product(range(rounds), precisions, MODELS):
+        child = ["--child", name, precision, str(folder), "--threads", str(threads)]
+        start = time.perf_counter()
+        printed = subprocess.check_output([sys.executable, "-m", "deepseek.bench", *child], cwd=ROOT, text=True)
+        times[name, precision].append(time.perf_counter() - start)
+        memory[name, precision].append(int(printed.split()[-1]) / 1024)
+    return dict(zip(LOWER_IS_BETTER, (times, memory)))
 
 
-def run_child(engine: str, precision: str, folder: str) -> None:
+def run_child(name: str, precision: str, folder: str) -> None:
     """The process that `first_token` measures: opens the model, decodes a token, prints its peak memory in KiB."""
-    model = {"ours": Ours, "stock": Stock}[engine](folder, precision)
-    model.decode(5, model.prefill(torch.tensor([[5, 6, 7]]), 1))
+    engine = Engine(name, precision, folder)
+    engine.decode(5, engine.prefill(torch.tensor([[5, 6, 7]]), 1))
     # getrusage counts what the parent had, too.
     print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 
 
 def add_llama_cpp(figures: dict[str, Rates], folder, contexts, precisions, python: str, threads: int, rounds: int):
     """Adds llama.cpp's rates to `figures`: tests/llama_cpp_peer.py, run with `python`, which has llama_cpp and gguf."""
-    for _ in range(rounds):
-        for precision in precisions:
-            command = [python, LLAMA_CPP_PEER, folder, "--type", LLAMA_CPP_TYPES[precision], "--threads", str(threads)]
-            command += ["--new", str(NEW_TOKENS), "--contexts", *map(str, contexts)]
-            answer = json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
-            rates = {f"decode, {context} context": answer[f"decode_{context}"] for context in contexts}
-            rates[f"prefill, {PREFILL} tokens"] = answer["prefill_512"]
-            for figure, rate in rates.items():
-                figure += ", 8-bit weights" if precision == "int8" else ""
-                if figure in figures:
-                    figures[figure].setdefault(("llama.cpp", LLAMA_CPP_TYPES[precision]), []).append(rate)
+    for _, precision in product(range(rounds), precisions):
+        llama_cpp_type = LLAMA_CPP_TYPES[precision]
+        command = [python, ROOT / "tests/llama_cpp_peer.py", folder, "--type", llama_cpp_type]
+        command += ["--threads", str(threads), "--new", str(NEW_TOKENS), "--contexts", *map(str, contexts)]
+        answer = json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
+        rates = {f"decode, {context} context": answer[f"decode_{context}"] for context in contexts}
+        rates[f"prefill, {PREFILL} tokens"] = answer["prefill_512"]
+        for figure, rate in rates.items():
+            figure += ", 8-bit weights" if precision == "int8" else ""
+            if figure in figures:
+                figures[figure].setdefault(("llama.cpp", llama_cpp_type), []).append(rate)
 
 
 def row(setting: str, figure: str, rates: Rates) -> dict:
     """A line of the table: every engine in its fastest precision, and the median over the rounds of ours to each other's."""
     best = min if figure in LOWER_IS_BETTER else max
-    fastest = {}
+    line, fastest = {"setting": setting, "figure": figure}, {}
     for engine in dict.fromkeys(engine for engine, _ in rates):
-        labels = [label for label in rates if label[0] == engine]
-        fastest[engine] = best(labels, key=lambda label: median(rates[label]))
-    line: dict = {"setting": setting, "figure": figure}
-    for engine, (_, precision) in fastest.items():
-        values = rates[engine, precision]
-        line[engine] = {"precision": precision, "median": round(median(values), 2), "best": round(best(values), 2)}
-    ours = rates[fastest.pop("ours")]
-    for engine, label in fastest.items():
-        line[f"ours / {engine}"] = round(median(a / b for a, b in zip(ours, rates[label])), 3)
+        label = best((label for label in rates if label[0] == engine), key=lambda label: median(rates[label]))
+        fastest[engine] = values = rates[label]
+        line[engine] = {"precision": label[1], "median": round(median(values), 2), "best": round(best(values), 2)}
+    ours = fastest.pop("ours")
+    for engine, values in fastest.items():
+        line[f"ours / {engine}"] = round(median(a / b for a, b in zip(ours, values)), 3)
     return line
 
 
@@ -294,13 +252,11 @@ def show(line: dict, as_json: bool) -> None:
     if as_json or "figure" not in line:
         print(json.dumps(line), flush=True)
         return
-    cells = [
-        f"{engine} {value['median']:g} ({value['precision']})"
-        for engine, value in line.items()
-        if isinstance(value, dict)
-    ]
-    ratios = [f"{name} {value:.2f}" for name, value in line.items() if name.startswith("ours /")]
-    print(f"{line['setting']:<6} {line['figure']:<40} {', '.join(cells + ratios)}", flush=True)
+    cells = []
+    for name, value in list(line.items())[2:]:
+        is_ratio = isinstance(value, float)
+        cells.append(f"{name} {value:.2f}" if is_ratio else f"{name} {value['median']:g} ({value['precision']})")
+    print(f"{line['setting']:<6} {line['figure']:<40} {', '.join(cells)}", flush=True)
 
 
 def main():
@@ -330,16 +286,15 @@ def main():
             if "decoding" not in args.skip:
                 reach = preset(name).max_position_embeddings - NEW_TOKENS - 2
                 contexts = sorted({min(context, reach) for context in CONTEXTS})
-                figures = inference(folder, contexts, args.precisions, args.rounds)
+                for figure, work in decoding(folder, contexts, args.precisions):
+                    figures[figure] = in_turns(work, args.rounds)
                 if args.llama_cpp:
                     add_llama_cpp(figures, folder, contexts, args.precisions, args.llama_cpp, args.threads, args.rounds)
-                for precision in args.precisions:
-                    figures |= serving(folder, precision, args.rounds)
             if "process" not in args.skip:
                 equal = [precision for precision in args.precisions if precision in DTYPES]
                 figures |= first_token(folder, equal, args.threads, half)
         if "training" not in args.skip:
-            figures |= training(name, half)
+            figures[f"training, {TRAIN_BATCH} x {TRAIN_SEQ_LEN}"] = in_turns(training(name), half)
         for figure, rates in figures.items():
             show(row(name, figure, rates), args.json)
 

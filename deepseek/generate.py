@@ -5,6 +5,7 @@ import json
 import random
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -40,9 +41,8 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, Sampl
 
 def print_samples(model, tokenizer, prompts: list[str], num_samples: int, params: SamplingParams) -> dict:
     """Prints `num_samples` samples of each prompt; returns the record of the last one."""
-    for number in range(len(prompts) * num_samples):
-        prompt, index = prompts[number // num_samples], number % num_samples
-        print(f"Sample {number + 1}:\nPrompt: {prompt}\nGenerated text (temp={params.temperature:g}): ", end="")
+    for number, (prompt, index) in enumerate(product(prompts, range(num_samples)), 1):
+        print(f"Sample {number}:\nPrompt: {prompt}\nGenerated text (temp={params.temperature:g}): ", end="")
         seeded, tokens = replace(params, seed=(params.seed + index) % 2**63), []
         for token in stream(model, tokenizer, prompt, seeded):
             tokens.append(token)

@@ -15,19 +15,17 @@ from deepseek.checkpoints.loading import CheckpointError
 from deepseek.data.file_formats import DataError
 from deepseek.training import job_process
 from deepseek.training.config import TrainConfig, TrainingError, parse
-from deepseek.training.metrics import SPEED_WINDOW_STEPS, duration, seconds_left
+from deepseek.training.metrics import SPEED_WINDOW_STEPS, TrainStep, duration, seconds_left
 from deepseek.training.resource_check import check_resources
-from deepseek.training.trainer import TrainStep, resume_point, train
+from deepseek.training.trainer import resume_point, train
 
 
 def keep_freed_memory() -> None:
     """Makes glibc keep freed blocks for the next step: returning them costs a CPU run about a third of its speed."""
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-            libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-            libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
+    if mallopt := getattr(ctypes.pythonapi, "mallopt", None):
+        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+        mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(M_TRIM_THRESHOLD, -1)  # never
 
 
 def report(config: TrainConfig, step: TrainStep, speeds) -> None:
@@ -53,7 +51,7 @@ def main():
         try:
             lock = job_process.lock(config.root, config.name)
             check_resources(config, resume_point(config, resume))
-        except (job_process.RunInProgress, TrainingError) as error:
+        except TrainingError as error:
             sys.exit(f"error: {error}")
         config.run.mkdir(exist_ok=True)
         job_process.record_start(config.run)

@@ -1,7 +1,10 @@
 """Shared by the tests: small random models of three architectures with a tokenizer, the demo, and one running app."""
 
+import fcntl
+import json
 import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -18,13 +21,15 @@ from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM
 # Models this small wait 20 times longer for their threads than they compute where the cores are busy.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # in the commands that tests start
+LONGEST = ["browser/test_training", "browser/test_hostile", "browser/test_tokens", "browser/test_access", "test_readme",
+           "browser/test_page", "browser/test_", "test_space", "training/test_", "test_how_to", "ui/"]  # fmt: skip
 
 
 class ByFile(LoadScopeScheduling):
-    """One file's tests run in one process, and all browser tests in one: two browsers wait for each other."""
+    """One file's tests run in one process."""
 
     def _split_scope(self, nodeid):
-        return "browser" if "/browser/" in nodeid else nodeid.split("::")[0]
+        return nodeid.split("::")[0]
 
 
 def pytest_xdist_make_scheduler(config, log):
@@ -32,8 +37,8 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    """Browser tests first: they are the longest scope, and must not start when the other process has nothing left."""
-    items.sort(key=lambda item: "/browser/" not in item.nodeid)
+    """The longest files first: none of them must start when the other processes have nothing left."""
+    items.sort(key=lambda item: next((i for i, name in enumerate(LONGEST) if name in item.nodeid), len(LONGEST)))
 
 
 @pytest.fixture(scope="session")
@@ -86,40 +91,50 @@ def checkpoint(model, tokenizer, tmp_path_factory):
     return str(folder)
 
 
-@pytest.fixture
-def start_again(tmp_path):
-    """Starts an app in a folder of its own, again and again; returns what `start_app` does."""
-    (tmp_path / "assets").symlink_to(ROOT / "assets")
-    processes = []
-
-    def start():
-        url, process = start_app(tmp_path, tmp_path / "log")
-        processes.append(process)
-        return url, process
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait()
-    end_runs(tmp_path / "deepseek_checkpoints")
-
-
 @pytest.fixture(scope="session")
 def app(tmp_path_factory):
-    """The App that all tests of a process share, in a folder of its own."""
+    """An App of this test process alone, in a folder of its own."""
     with app_in(tmp_path_factory.mktemp("app")) as app:
         yield app
 
 
 @pytest.fixture(scope="session")
-def app_url(app):
-    """The address of the shared app."""
-    return app.url
+def app_url(tmp_path_factory, request):
+    """The address of the one app that all test processes share. The first that needs it starts it."""
+    with open(shared_folder(request.config) / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        known = shared_folder(request.config) / "app.json"
+        if not known.exists():
+            (folder := shared_folder(request.config) / "app").mkdir()
+            (folder / "assets").symlink_to(ROOT / "assets")
+            url, process = start_app(folder, folder / "log")
+            known.write_text(json.dumps({"url": url, "pid": process.pid}))
+        return json.loads(known.read_text())["url"]
+
+
+def shared_folder(config):
+    """A folder of this test session that all its processes know."""
+    folder = config._tmp_path_factory.getbasetemp()
+    return folder.parent if hasattr(config, "workerinput") else folder
+
+
+def pytest_sessionfinish(session):
+    """Ends the shared app, which must not have logged a traceback."""
+    if hasattr(session.config, "workerinput"):
+        return
+    folder = shared_folder(session.config)
+    if (folder / "app.json").exists():
+        pid = json.loads((folder / "app.json").read_text())["pid"]
+        os.kill(pid, signal.SIGTERM)
+        log = (folder / "app" / "log").read_text()
+        if "Traceback" in log:
+            print(f"\nThe shared app logged a traceback:\n{log}")
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="module")
 def training_app(app):
-    """(address, folder of the runs) of the shared app, for tests that start runs; there is none when a file begins."""
+    """(address, folder of the runs) of the process's own app, for tests that start runs; there is none when a file begins."""
     yield app.url, app.runs
     end_runs(app.runs)
     shutil.rmtree(app.runs, ignore_errors=True)

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Open a saved DeepSeek-V3-layout checkpoint in llama.cpp: check its logits and time it.
+"""Opens a checkpoint of transformers' DeepseekV3ForCausalLM in llama.cpp: its logits and its speed.
 
     pip install gguf && pip install --no-binary llama-cpp-python llama-cpp-python   # builds llama.cpp, ~5 min on 2 cores
-    python llama_cpp_peer.py CHECKPOINT_DIR --type bf16 [--threads 2] [--logits out.npy] [--json]
+    python llama_cpp_peer.py CHECKPOINT --type bf16 [--threads 2] [--logits out.npy]
 
-CHECKPOINT_DIR holds config.json and model.safetensors with transformers' DeepseekV3ForCausalLM names
-(per-expert tensors). The GGUF carries no tokenizer: prompts are token ids drawn from --seed, so the same
-ids can be fed to another engine (see `token_ids`). --logits saves the last-position logits, shape (prompt, vocab).
-Figures printed: decode tokens/s after prompts of --contexts tokens, prefill tokens/s; each the best of --repeat.
+CHECKPOINT is a folder with config.json and *.safetensors, one tensor per expert. The GGUF has no tokenizer: prompts are
+random token ids from --seed, so that another engine can be given the same (see `token_ids`). --logits saves the logits of
+each position of a prompt, shape (prompt, vocabulary). Prints JSON: decode tokens/s after prompts of --contexts tokens and
+prefill tokens/s, each the best of --repeat.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import torch
 from safetensors.torch import load_file
 
 TYPES = {
@@ -25,103 +26,110 @@ TYPES = {
     "bf16": gguf.GGMLQuantizationType.BF16,
     "q8_0": gguf.GGMLQuantizationType.Q8_0,
 }
+F32_CACHE, F16_CACHE = 0, 1  # llama.cpp's numbers of the types; f16 is its default
+PREFILL_TOKENS, LOGITS_TOKENS = 512, 32
+ATTENTION_TENSORS = {  # llama.cpp's name -> transformers' name
+    "q_a": "q_a_proj",
+    "q_a_norm": "q_a_layernorm",
+    "q_b": "q_b_proj",
+    "kv_a_mqa": "kv_a_proj_with_mqa",
+    "kv_a_norm": "kv_a_layernorm",
+    "output": "o_proj",
+}
 
 
-def token_ids(count, vocab, seed):
-    """The prompt's ids: `count` draws below `vocab`, the same for every engine given the same seed."""
-    return np.random.default_rng(seed).integers(0, vocab, count).tolist()
+def token_ids(count: int, vocab_size: int, seed: int) -> list[int]:
+    """`count` random ids below `vocab_size`, the same for every engine given the same seed."""
+    return np.random.default_rng(seed).integers(0, vocab_size, count).tolist()
 
 
-def write_gguf(folder, path, kind):
+def write_gguf(folder: str, path: Path, type_name: str) -> int:
+    """Writes a checkpoint as GGUF with weights of a type, one of TYPES; returns the vocabulary's size."""
     config = json.loads((Path(folder) / "config.json").read_text())
     state = {}
-    for part in sorted(Path(folder).glob("*.safetensors")):
-        state.update(load_file(part))
-    layers, dense = config["num_hidden_layers"], config["first_k_dense_replace"]
-    heads, nope, rope = config["num_attention_heads"], config["qk_nope_head_dim"], config["qk_rope_head_dim"]
-    latent, value, experts = config["kv_lora_rank"], config["v_head_dim"], config["n_routed_experts"]
-    theta = config.get("rope_theta") or config["rope_parameters"]["rope_theta"]
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        state.update(load_file(file))
+    writer = gguf.GGUFWriter(str(path), "deepseek2")
+    add_config(writer, config)
+    add_tensors(writer, config, state, type_name)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return config["vocab_size"]
 
-    out = gguf.GGUFWriter(str(path), "deepseek2")
-    out.add_block_count(layers)
-    out.add_context_length(config["max_position_embeddings"])
-    out.add_embedding_length(config["hidden_size"])
-    out.add_feed_forward_length(config["intermediate_size"])
-    out.add_head_count(heads)
-    out.add_head_count_kv(1)
-    out.add_rope_freq_base(theta)
-    out.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    out.add_expert_count(experts)
-    out.add_expert_used_count(config["num_experts_per_tok"])
-    out.add_expert_shared_count(config["n_shared_experts"])
-    out.add_expert_feed_forward_length(config["moe_intermediate_size"])
-    out.add_expert_weights_scale(config["routed_scaling_factor"])
-    out.add_expert_weights_norm(config["norm_topk_prob"])
-    out.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
-    out.add_leading_dense_block_count(dense)
-    out.add_q_lora_rank(config["q_lora_rank"])
-    out.add_kv_lora_rank(latent)
-    out.add_key_length(latent + rope)
-    out.add_value_length(latent)
-    out.add_key_length_mla(nope + rope)
-    out.add_value_length_mla(value)
-    out.add_rope_dimension_count(rope)
-    out.add_vocab_size(config["vocab_size"])
-    out.add_tokenizer_model("no_vocab")
+
+def add_config(writer: gguf.GGUFWriter, config: dict) -> None:
+    """Adds the settings of config.json to a GGUF."""
+    nope, rope, latent = config["qk_nope_head_dim"], config["qk_rope_head_dim"], config["kv_lora_rank"]
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(1)
+    writer.add_rope_freq_base(config.get("rope_theta") or config["rope_parameters"]["rope_theta"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_expert_count(config["n_routed_experts"])
+    writer.add_expert_used_count(config["num_experts_per_tok"])
+    writer.add_expert_shared_count(config["n_shared_experts"])
+    writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    writer.add_expert_weights_scale(config["routed_scaling_factor"])
+    writer.add_expert_weights_norm(config["norm_topk_prob"])
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    writer.add_leading_dense_block_count(config["first_k_dense_replace"])
+    writer.add_q_lora_rank(config["q_lora_rank"])
+    writer.add_kv_lora_rank(latent)
+    writer.add_key_length(latent + rope)
+    writer.add_value_length(latent)
+    writer.add_key_length_mla(nope + rope)
+    writer.add_value_length_mla(config["v_head_dim"])
+    writer.add_rope_dimension_count(rope)
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_tokenizer_model("no_vocab")
+
+
+def add_tensors(writer: gguf.GGUFWriter, config: dict, state: dict, type_name: str) -> None:
+    """Adds the weights to a GGUF: matrices in a type, one of TYPES, vectors and the router in float32."""
+    heads, nope, value_dim = config["num_attention_heads"], config["qk_nope_head_dim"], config["v_head_dim"]
 
     def add(name, tensor, keep_f32=False):
         array = tensor.float().contiguous().numpy()
-        if array.ndim >= 2 and not keep_f32 and kind != "f32":
-            out.add_tensor(name, gguf.quants.quantize(array, TYPES[kind]), raw_dtype=TYPES[kind])
+        if array.ndim >= 2 and not keep_f32 and type_name != "f32":
+            writer.add_tensor(name, gguf.quants.quantize(array, TYPES[type_name]), raw_dtype=TYPES[type_name])
         else:
-            out.add_tensor(name, array)
-
-    def stack(prefix, projection):
-        import torch
-
-        return torch.stack([state[f"{prefix}mlp.experts.{e}.{projection}.weight"] for e in range(experts)])
+            writer.add_tensor(name, array)
 
     add("token_embd.weight", state["model.embed_tokens.weight"])
     add("output_norm.weight", state["model.norm.weight"])
     if not config["tie_word_embeddings"]:
         add("output.weight", state["lm_head.weight"])
-    for i in range(layers):
-        here, there = f"model.layers.{i}.", f"blk.{i}."
-        add(there + "attn_norm.weight", state[here + "input_layernorm.weight"])
-        add(there + "ffn_norm.weight", state[here + "post_attention_layernorm.weight"])
-        for theirs, ours in (
-            ("q_a", "q_a_proj"),
-            ("q_a_norm", "q_a_layernorm"),
-            ("q_b", "q_b_proj"),
-            ("kv_a_mqa", "kv_a_proj_with_mqa"),
-            ("kv_a_norm", "kv_a_layernorm"),
-            ("output", "o_proj"),
-        ):
-            add(f"{there}attn_{theirs}.weight", state[f"{here}self_attn.{ours}.weight"])
-        up = state[here + "self_attn.kv_b_proj.weight"].view(heads, nope + value, latent)
-        key_up, value_up = up.split([nope, value], dim=1)
-        add(there + "attn_k_b.weight", key_up.transpose(1, 2))
-        add(there + "attn_v_b.weight", value_up)
-        if i < dense:
+    for i in range(config["num_hidden_layers"]):
+        layer, block = f"model.layers.{i}.", f"blk.{i}."
+        add(block + "attn_norm.weight", state[layer + "input_layernorm.weight"])
+        add(block + "ffn_norm.weight", state[layer + "post_attention_layernorm.weight"])
+        for gguf_name, name in ATTENTION_TENSORS.items():
+            add(f"{block}attn_{gguf_name}.weight", state[f"{layer}self_attn.{name}.weight"])
+        up_HXC = state[layer + "self_attn.kv_b_proj.weight"].view(heads, nope + value_dim, config["kv_lora_rank"])
+        key_up_HNC, value_up_HVC = up_HXC.split([nope, value_dim], dim=1)
+        add(block + "attn_k_b.weight", key_up_HNC.transpose(1, 2))
+        add(block + "attn_v_b.weight", value_up_HVC)
+        if i < config["first_k_dense_replace"]:
             for part in ("gate", "up", "down"):
-                add(f"{there}ffn_{part}.weight", state[f"{here}mlp.{part}_proj.weight"])
+                add(f"{block}ffn_{part}.weight", state[f"{layer}mlp.{part}_proj.weight"])
             continue
-        add(there + "ffn_gate_inp.weight", state[here + "mlp.gate.weight"], keep_f32=True)
-        add(there + "exp_probs_b.bias", state[here + "mlp.gate.e_score_correction_bias"])
+        add(block + "ffn_gate_inp.weight", state[layer + "mlp.gate.weight"], keep_f32=True)
+        add(block + "exp_probs_b.bias", state[layer + "mlp.gate.e_score_correction_bias"])
         for part in ("gate", "up", "down"):
-            add(f"{there}ffn_{part}_exps.weight", stack(here, f"{part}_proj"))
-            add(f"{there}ffn_{part}_shexp.weight", state[f"{here}mlp.shared_experts.{part}_proj.weight"])
-    out.write_header_to_file()
-    out.write_kv_data_to_file()
-    out.write_tensors_to_file()
-    out.close()
-    return config["vocab_size"]
+            names = (f"{layer}mlp.experts.{e}.{part}_proj.weight" for e in range(config["n_routed_experts"]))
+            add(f"{block}ffn_{part}_exps.weight", torch.stack([state[name] for name in names]))
+            add(f"{block}ffn_{part}_shexp.weight", state[f"{layer}mlp.shared_experts.{part}_proj.weight"])
 
 
 class LlamaCpp:
-    """One llama.cpp context over a GGUF, fed token ids; cache_type is a ggml_type: 0 f32, 1 f16 (llama.cpp's default)."""
+    """A llama.cpp context over a GGUF that takes token ids; `cache_type` is F32_CACHE or F16_CACHE."""
 
-    def __init__(self, path, threads, context=2048, cache_type=1):
+    def __init__(self, path: Path, threads: int, context: int = 2048, cache_type: int = F16_CACHE):
         import llama_cpp
 
         self.api = llama_cpp
@@ -133,26 +141,27 @@ class LlamaCpp:
         params.type_k = params.type_v = cache_type
         self.context = llama_cpp.llama_init_from_model(self.model, params)
 
-    def decode(self, ids):
+    def decode(self, ids: list[int]) -> None:
+        """Runs the model on ids, after those in the cache. Raises RuntimeError if llama.cpp reports a failure."""
         buffer = (self.api.llama_token * len(ids))(*ids)
         if self.api.llama_decode(self.context, self.api.llama_batch_get_one(buffer, len(ids))):
             raise RuntimeError("llama_decode failed")
         self.api.llama_synchronize(self.context)
 
-    def last_logits(self, vocab):
-        return np.ctypeslib.as_array(self.api.llama_get_logits_ith(self.context, -1), (vocab,)).copy()
+    def last_logits(self, vocab_size: int) -> np.ndarray:
+        """The logits of the last id, (vocabulary,)."""
+        return np.ctypeslib.as_array(self.api.llama_get_logits_ith(self.context, -1), (vocab_size,)).copy()
 
-    def clear(self):
+    def clear(self) -> None:
+        """Empties the cache."""
         self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
 
 
-def best_rate(work, tokens, repeat):
-    rates = []
-    for _ in range(repeat):
-        start = time.perf_counter()
-        work()
-        rates.append(tokens / (time.perf_counter() - start))
-    return max(rates)
+def rate(work, num_tokens: int) -> float:
+    """Tokens/s of one call of `work`, which runs `num_tokens`."""
+    start = time.perf_counter()
+    work()
+    return num_tokens / (time.perf_counter() - start)
 
 
 def main():
@@ -160,44 +169,43 @@ def main():
     parser.add_argument("checkpoint")
     parser.add_argument("--type", choices=TYPES, default="bf16")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--new", type=int, default=64)
+    parser.add_argument("--new", type=int, default=64, help="tokens decoded in one timed go (64)")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--contexts", type=int, nargs="+", default=[64, 1024])
-    parser.add_argument("--logits", help="save the logits after each prefix of a 32-token prompt here (.npy)")
+    help = f"file (.npy) for the logits of each position of a prompt of {LOGITS_TOKENS} tokens"
+    parser.add_argument("--logits", help=help)
     args = parser.parse_args()
-
+    figures = {"engine": "llama.cpp", "type": args.type, "threads": args.threads}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.gguf"
-        vocab = write_gguf(args.checkpoint, path, args.type)
-        context = max(2048, max(args.contexts) + args.new * args.repeat)
-        engine = LlamaCpp(path, args.threads, context, cache_type=0 if args.type == "f32" else 1)
+        vocab_size = write_gguf(args.checkpoint, path, args.type)
+        capacity = max(2048, max(args.contexts) + args.new * args.repeat)
+        engine = LlamaCpp(path, args.threads, capacity, F32_CACHE if args.type == "f32" else F16_CACHE)
+
+        def prefill(num_tokens):
+            engine.clear()
+            engine.decode(token_ids(num_tokens, vocab_size, args.seed))
+
+        def decode(ids):
+            for token in ids:
+                engine.decode([token])
+
         if args.logits:
             rows = []
-            for token in token_ids(32, vocab, args.seed):
+            for token in token_ids(LOGITS_TOKENS, vocab_size, args.seed):
                 engine.decode([token])
-                rows.append(engine.last_logits(vocab))
+                rows.append(engine.last_logits(vocab_size))
             np.save(args.logits, np.stack(rows))
-            engine.clear()
-        figures = {"engine": "llama.cpp", "type": args.type, "threads": args.threads}
-        for prompt in args.contexts:
-            engine.clear()
-            engine.decode(token_ids(prompt, vocab, args.seed))
-            new = iter(token_ids(args.new * args.repeat, vocab, args.seed + 1))
-
-            def decode(new=new):
-                for _ in range(args.new):
-                    engine.decode([next(new)])
-
-            figures[f"decode_{prompt}"] = best_rate(decode, args.new, args.repeat)
-
-        def prefill():
-            engine.clear()
-            engine.decode(token_ids(512, vocab, args.seed))
-
-        prefill()
-        figures["prefill_512"] = best_rate(prefill, 512, args.repeat)
-        print(json.dumps({k: round(v, 1) if isinstance(v, float) else v for k, v in figures.items()}))
+        for context in args.contexts:
+            prefill(context)
+            ids = np.reshape(token_ids(args.new * args.repeat, vocab_size, args.seed + 1), (args.repeat, args.new))
+            rates = [rate(lambda chunk=chunk: decode(chunk), args.new) for chunk in ids.tolist()]
+            figures[f"decode_{context}"] = round(max(rates), 1)
+        prefill(PREFILL_TOKENS)  # warm-up
+        rates = [rate(lambda: prefill(PREFILL_TOKENS), PREFILL_TOKENS) for _ in range(args.repeat)]
+        figures[f"prefill_{PREFILL_TOKENS}"] = round(max(rates), 1)
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from running import ROOT
 from deepseek.checkpoints.saving import latest_checkpoint
 from deepseek.train import report
 from deepseek.training.config import TrainConfig
-from deepseek.training.trainer import TrainStep
+from deepseek.training.metrics import TrainStep
 
 
 def test_a_step_is_printed_with_its_validation_samples_and_checkpoint(capsys):

@@ -7,13 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from huggingface_hub import get_safetensors_metadata, snapshot_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    NotASafetensorsRepoError,
-    SafetensorsParsingError,
-)
+from huggingface_hub import errors, get_safetensors_metadata, snapshot_download
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -26,10 +20,9 @@ from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM
 HUB_FILES = ["*.json", "model*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
 HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
 NO_SAFETENSORS = "has no .safetensors file; other weight formats are not opened."
-CGROUP = Path("/sys/fs/cgroup")
 CGROUP_MEMORY_FILES = [  # (limit, usage) of a container's memory, in versions 2 and 1 of control groups
-    (CGROUP / "memory.max", CGROUP / "memory.current"),
-    (CGROUP / "memory/memory.limit_in_bytes", CGROUP / "memory/memory.usage_in_bytes"),
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
 ]
 
 
@@ -72,15 +65,9 @@ def _load(path: str, dtype: torch.dtype, max_bytes: int | None):
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     model_class = DeepseekV3ForCausalLM if config.model_type == "deepseek_v3" else AutoModelForCausalLM
     _check_size(folder, config, model_class, dtype, max_bytes)
-    model, info = model_class.from_pretrained(
-        folder,
-        config=config,
-        dtype=dtype,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # refused below, with the tensor's name
-    )
+    options = dict(config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+    options |= dict(output_loading_info=True, ignore_mismatched_sizes=True)  # refused below, with the tensor's name
+    model, info = model_class.from_pretrained(folder, **options)
     if info["mismatched_keys"]:
         name, stored, expected = sorted(info["mismatched_keys"])[0]
         raise FolderError(f"holds {name!r} as {list(stored)} where its config.json says {list(expected)}.")
@@ -94,10 +81,9 @@ def _load(path: str, dtype: torch.dtype, max_bytes: int | None):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer is None or not tokenizer.vocab_size:  # transformers makes an empty one for some models without files
         return model, None
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-        raise FolderError(
-            f"has a tokenizer of {len(tokenizer):,} tokens where its config.json says {config.vocab_size:,}."
-        )
+    num_tokens = len(tokenizer)
+    if num_tokens > model.get_input_embeddings().weight.shape[0]:
+        raise FolderError(f"has a tokenizer of {num_tokens:,} tokens where its config.json says {config.vocab_size:,}.")
     return model, tokenizer
 
 
@@ -105,17 +91,16 @@ def _download(hub_id: str, dtype: torch.dtype, max_bytes: int | None) -> Path:
     """The local folder of a Hub id; downloads what is missing, after the headers of the weights show that it fits."""
     try:
         counts = get_safetensors_metadata(hub_id).parameter_count
-    except NotASafetensorsRepoError as error:
+    except errors.NotASafetensorsRepoError as error:
         raise FolderError(NO_SAFETENSORS) from error
-    except (HfHubHTTPError, SafetensorsParsingError):  # the Hub's own answer: no such model, or a gated one
+    except (errors.HfHubHTTPError, errors.SafetensorsParsingError):  # the Hub's answer: no such model, or a gated one
         raise
     except Exception as error:  # offline, which every HTTP library reports with an error of its own
         try:
             return Path(snapshot_download(hub_id, local_files_only=True))
-        except LocalEntryNotFoundError:
-            raise FolderError(
-                f"is not on this machine, and the Hub is out of reach: {_first_sentence(error)}"
-            ) from error
+        except errors.LocalEntryNotFoundError:
+            reason = _first_sentence(error)
+            raise FolderError(f"is not on this machine, and the Hub is out of reach: {reason}") from error
     _check_memory(sum(counts.values()) * dtype.itemsize, max_bytes)
     return Path(snapshot_download(hub_id, allow_patterns=HUB_FILES))
 

@@ -41,9 +41,12 @@ def save_checkpoint(run, step: int, write, keep_last: int = 2) -> Path:
     _fsync(run)
     checkpoints = list_checkpoints(run)
     valid = checkpoints[: checkpoints.index(target) + 1]
-    pinned = [path for path in valid if path.name == _pinned(run)]
+    kept = valid[-keep_last:]
+    with suppress(OSError):  # none is pinned
+        pinned = (run / PINNED).read_text()
+        kept += [path for path in valid if path.name == pinned]
     for path in checkpoints:
-        if path not in valid[-keep_last:] + pinned:
+        if path not in kept:
             shutil.rmtree(path)
     return target
 
@@ -54,12 +57,6 @@ def pin(folder) -> None:
     if (folder / MANIFEST).is_file():
         with suppress(OSError):  # a read-only folder, or a full disk
             (folder.parent / PINNED).write_text(folder.name)
-
-
-def _pinned(run: Path) -> str:
-    with suppress(OSError):
-        return (run / PINNED).read_text()
-    return ""
 
 
 def list_checkpoints(run) -> list[Path]:
@@ -90,7 +87,6 @@ def sha256(path: Path) -> str:
 
 
 def _fsync(path: Path) -> None:
-    """Waits until the content of a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

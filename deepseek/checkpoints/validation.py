@@ -25,20 +25,16 @@ def validate_folder(folder: Path) -> None:
     """Raises FolderError for a folder that must not be opened."""
     for file in folder.iterdir():
         _check_file(folder, file)
-    config = _read_object(folder / "config.json")
-    if config.get("transformers_weights"):
+    if _read_object(folder / "config.json", _check_config).get("transformers_weights"):
         raise FolderError("names its weights in config.json (transformers_weights); they must be model*.safetensors.")
-    _check_config(config)
     index = folder / "model.safetensors.index.json"
     if index.exists():
         weight_map = _read_object(index).get("weight_map")
         for name in set(weight_map.values()) if isinstance(weight_map, dict) else [weight_map]:
             if not (isinstance(name, str) and name == Path(name).name and (folder / name).is_file()):
-                raise FolderError(
-                    f"has an index that names {name!r:.60}; it must name .safetensors files of the folder."
-                )
+                raise FolderError(f"has an index that names {name!r:.60}; it must name files of the folder.")
     if (folder / "tokenizer.json").exists():
-        _check_patterns(_read_object(folder / "tokenizer.json"))
+        _read_object(folder / "tokenizer.json", _check_pattern)
 
 
 def _check_file(folder: Path, file: Path) -> None:
@@ -56,15 +52,17 @@ def _check_file(folder: Path, file: Path) -> None:
         with file.open("rb") as content:
             header = int.from_bytes(content.read(8), "little")
         if header > min(MAX_HEADER_BYTES, size - 8):
-            raise FolderError(
-                f"has {file.name!r:.60} of {size:,} bytes with a header of {header:,}; it must have "
-                f"{MAX_HEADER_BYTES:,} at most, and the file must hold it."
-            )
+            allowed = f"{MAX_HEADER_BYTES:,} at most, and the file must hold it"
+            sizes = f"{size:,} bytes with a header of {header:,}"
+            raise FolderError(f"has {file.name!r:.60} of {sizes}; it must have {allowed}.")
 
 
-def _read_object(file: Path) -> dict:
+def _read_object(file: Path, check=None) -> dict:
+    """The object in a .json file; `check` takes and returns every object at any depth of it."""
     try:
-        value = json.loads(file.read_text("utf-8"))
+        value = json.loads(file.read_text("utf-8"), object_hook=check)
+    except FolderError:
+        raise
     except (ValueError, RecursionError) as error:
         raise FolderError(f"has a {file.name} that is not JSON ({str(error)[:100]}).") from error
     if not isinstance(value, dict):
@@ -72,39 +70,30 @@ def _read_object(file: Path) -> dict:
     return value
 
 
-def _check_config(config: dict) -> None:
-    """Refuses, at any depth, an absurd number of layers, and names of code on the Hub."""
+def _check_config(config: dict) -> dict:
+    """Refuses an absurd number of layers, and names of code on the Hub."""
     for name, value in config.items():
-        if isinstance(value, dict):
-            _check_config(value)
-        elif "layers" in name and isinstance(value, (int, float)) and not 0 <= value <= MAX_LAYERS:  # also NaN
+        if "layers" in name and isinstance(value, (int, float)) and not 0 <= value <= MAX_LAYERS:  # also NaN
             raise FolderError(f"has {name} {value!r:.40} in its config.json; it must be from 0 to {MAX_LAYERS}.")
         elif name.endswith("_implementation") and "/" in str(value):
             raise FolderError(f"asks for {name} {value!r:.60}, which is code from elsewhere; that stays off.")
+    return config
 
 
-def _check_patterns(tokenizer: dict) -> None:
-    """Refuses regular expressions that can take a time exponential in the length of a text."""
-    stack = [tokenizer]
-    while stack:
-        value = stack.pop()
-        if isinstance(value, list):
-            stack += value if not value or isinstance(value[0], (dict, list)) else []  # not a million merges
-        elif isinstance(value, dict):
-            pattern = value.get("Regex")
-            if isinstance(pattern, str) and is_exponential(pattern):
-                raise FolderError(f"has a tokenizer with the pattern {pattern!r:.60}; it must not repeat repetitions.")
-            stack += [child for name, child in value.items() if name != "vocab" and isinstance(child, (dict, list))]
+def _check_pattern(value: dict) -> dict:
+    """Refuses a regular expression that can take a time exponential in the length of a text."""
+    pattern = value.get("Regex")
+    if isinstance(pattern, str) and is_exponential(pattern):
+        raise FolderError(f"has a tokenizer with the pattern {pattern!r:.60}; it must not repeat repetitions.")
+    return value
 
 
 def is_exponential(pattern: str) -> bool:
     """Whether a regular expression repeats a group that holds a repetition or an alternative, or is very long."""
     if len(pattern) > MAX_PATTERN_CHARACTERS:
         return True
-    previous = None
-    while pattern != previous:
-        previous = pattern
-        if any(quantifier and set(inside) & set("+*|") for inside, quantifier in GROUP.findall(pattern)):
+    while groups := GROUP.findall(pattern):
+        if any(quantifier and set(inside) & set("+*|") for inside, quantifier in groups):
             return True
         # Replace each innermost group by whether it holds a repetition or an alternative.
         pattern = GROUP.sub(lambda group: "x+" if group[2] or set(group[1]) & set("+*|") else "x", pattern)

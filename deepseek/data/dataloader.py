@@ -8,6 +8,8 @@
 
 import random
 from collections.abc import Iterator
+from copy import deepcopy
+from itertools import islice
 
 import torch
 
@@ -15,17 +17,12 @@ from deepseek.data.file_formats import DataError
 from deepseek.data.readers import documents, fingerprint, iter_documents
 from deepseek.data.tokenizer import encode_document
 
-HOLD_OUT_EVERY = 50  # documents; one of them is for validation
-
-
-def is_held_out(index: int) -> bool:
-    """Whether the document at this index of its source, from 0, is for validation."""
-    return index % HOLD_OUT_EVERY == 1
+HOLD_OUT_EVERY = 50  # documents; the second of them is for validation
 
 
 def held_out(source: str) -> Iterator[str]:
     """Every 50th document of a source: those that `PackedDataLoader(skip_held_out=True)` leaves out."""
-    return (text for index, text in enumerate(documents(source)) if is_held_out(index))
+    return islice(documents(source), 1, None, HOLD_OUT_EVERY)
 
 
 class PackedDataLoader:
@@ -38,6 +35,9 @@ class PackedDataLoader:
     """
 
     BUFFER_BLOCKS = 1024  # to shuffle among
+    # Key of the state: attribute.
+    STATE = dict(fingerprints="fingerprints", positions="positions", documents="num_documents", drawn="num_tokens",
+                 pending="pending_ids", count="num_blocks", buffer="buffer")  # fmt: skip
 
     def __init__(
         self, sources, tokenizer, seq_len: int, seed: int = 0, mixture_weights=None, skip_held_out: bool = False
@@ -82,15 +82,13 @@ class PackedDataLoader:
             for text, position in iter_documents(source, self.positions[index]):
                 self.positions[index] = position
                 self.num_documents[index] += 1
-                if not (self.skip_held_out and is_held_out(self.num_documents[index] - 1)):
+                if not (self.skip_held_out and self.num_documents[index] % HOLD_OUT_EVERY == 2):
                     yield text
             if not self.num_tokens[index]:
                 raise DataError(f"data {source!r} holds no text to train on.")
             if self.num_tokens[index] < self.seq_len or not self.num_documents[index]:
-                raise DataError(
-                    f"data {source!r} holds {self.num_tokens[index]} tokens to train on, less than one block of "
-                    f"{self.seq_len}; give it more text or choose a smaller context."
-                )
+                amount = f"{self.num_tokens[index]} tokens to train on, less than one block of {self.seq_len}"
+                raise DataError(f"data {source!r} holds {amount}; give it more text or choose a smaller context.")
             self.positions[index], self.num_documents[index] = None, 0
 
     def close(self) -> None:
@@ -100,15 +98,7 @@ class PackedDataLoader:
 
     def state_dict(self) -> dict:
         """JSON values, and the shuffle buffer as an int32 tensor (BUFFER_BLOCKS, seq_len), or (0, seq_len) at first."""
-        return {
-            "fingerprints": self.fingerprints,
-            "positions": list(self.positions),
-            "documents": list(self.num_documents),
-            "drawn": list(self.num_tokens),
-            "pending": list(self.pending_ids),
-            "count": self.num_blocks,
-            "buffer": self.buffer.clone(),
-        }
+        return deepcopy({key: getattr(self, attribute) for key, attribute in self.STATE.items()})
 
     def load_state_dict(self, state: dict) -> None:
         """Resumes where `state` was saved. Raises DataError if a source has changed since."""
@@ -119,6 +109,5 @@ class PackedDataLoader:
                 raise DataError(f"data {source!r} has changed since the run read it: it was {before}, it is {now}.")
         self.close()
         self.streams = [self._documents(index) for index in range(len(self.sources))]
-        self.positions, self.num_documents = list(state["positions"]), list(state["documents"])
-        self.num_tokens, self.pending_ids = list(state["drawn"]), list(state["pending"])
-        self.num_blocks, self.buffer = state["count"], state["buffer"].clone()
+        for key, attribute in self.STATE.items():
+            setattr(self, attribute, deepcopy(state[key]))

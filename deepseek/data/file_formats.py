@@ -32,22 +32,16 @@ def _open(file: str):
     remote = "://" in file
     try:
         if remote:
-            from huggingface_hub import HfFileSystem
+            from huggingface_hub import HfFileSystem  # slow to import
         with (HfFileSystem().open if remote else open)(file, "rb") as raw:
             decompress = DECOMPRESSORS.get(Path(file).suffix.lower())
             yield decompress(raw) if decompress else raw, raw
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except (lzma.LZMAError, EOFError, zlib.error) as error:
         raise DataError(f"data {file!r} is not a whole compressed file: {error}.") from error
-    except Exception as error:
-        if not (remote or isinstance(error, OSError)):
-            raise
-        raise _unreadable(file, error) from error
-
-
-def _unreadable(file: str, error: Exception) -> DataError:
-    return DataError(f"data {file!r} cannot be read: {' '.join(str(error).split())}.")
+    except Exception as error:  # also of the Hub's client and of pyarrow, which have many
+        raise DataError(f"data {file!r} cannot be read: {' '.join(str(error).split())}.") from error
 
 
 def _check_compression(file: str, size: int, compressed_size: int, min_size: int) -> None:
@@ -155,7 +149,6 @@ def _text_column(row: dict) -> str | None:
 
 
 def _is_number(cell: str) -> bool:
-    """Whether a cell of a CSV file is a number, or empty."""
     try:
         float(cell or 0)
         return True
@@ -169,36 +162,32 @@ def _no_text_column(file: str, columns) -> DataError:
 
 def _read_parquet(file: str, row: int | None) -> Iterator[tuple[str, int]]:
     """A position is the number of rows before it."""
-    import pyarrow
     from pyarrow.parquet import ParquetFile
 
     row = row or 0
     with _open(file) as (_, raw):
-        try:
-            table = ParquetFile(raw)
-            types = {field.name: str(field.type) for field in table.schema_arrow}
-            strings = [name for name, dtype in types.items() if "string" in dtype]
-            if not strings:
-                raise _no_text_column(file, types)
-            column = "text" if "text" in strings else strings[0]
-            groups = [table.metadata.row_group(index) for index in range(table.num_row_groups)]
-            paths = [table.schema.column(index).path for index in range(len(table.schema))]
-            for group in groups:
-                chunk = group.column(paths.index(column))
-                _check_compression(file, chunk.total_uncompressed_size, chunk.total_compressed_size, MAX_ROW_BYTES)
-            first_row = 0
-            for index, group in enumerate(groups):
-                if first_row + group.num_rows <= row:
-                    first_row += group.num_rows
-                    continue
-                for batch in table.iter_batches(batch_size=16, row_groups=[index], columns=[column]):
-                    for text in batch.column(0).slice(min(len(batch), max(0, row - first_row))).to_pylist():
-                        row += 1
-                        if isinstance(text, str) and text:
-                            yield text[:MAX_DOCUMENT_CHARACTERS], row
-                    first_row += len(batch)
-        except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-            raise _unreadable(file, error) from error
+        table = ParquetFile(raw)
+        types = {field.name: str(field.type) for field in table.schema_arrow}
+        strings = [name for name, dtype in types.items() if "string" in dtype]
+        if not strings:
+            raise _no_text_column(file, types)
+        column = "text" if "text" in strings else strings[0]
+        groups = [table.metadata.row_group(index) for index in range(table.num_row_groups)]
+        paths = [table.schema.column(index).path for index in range(len(table.schema))]
+        for group in groups:
+            chunk = group.column(paths.index(column))
+            _check_compression(file, chunk.total_uncompressed_size, chunk.total_compressed_size, MAX_ROW_BYTES)
+        first_row = 0
+        for index, group in enumerate(groups):
+            if first_row + group.num_rows <= row:
+                first_row += group.num_rows
+                continue
+            for batch in table.iter_batches(batch_size=16, row_groups=[index], columns=[column]):
+                for text in batch.column(0).slice(min(len(batch), max(0, row - first_row))).to_pylist():
+                    row += 1
+                    if isinstance(text, str) and text:
+                        yield text[:MAX_DOCUMENT_CHARACTERS], row
+                first_row += len(batch)
 
 
 READERS = {

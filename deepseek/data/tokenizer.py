@@ -19,9 +19,8 @@ def encode_prompt(tokenizer, prompt, max_len: int | None, min_new_tokens: int = 
         if not prompt.strip():
             raise ValueError(f"{name} is empty; it must hold at least one character that is not a space.")
         if max_len and len(prompt) > 100 * max_len:  # far too long to be worth encoding
-            raise ValueError(
-                f"{name} has {len(prompt):,} characters; the model reads {max_prompt_len:,} tokens at most."
-            )
+            size = f"{len(prompt):,} characters"
+            raise ValueError(f"{name} has {size}; the model reads {max_prompt_len:,} tokens at most.")
         # A lone surrogate, which a browser or JSON can send, is no character and cannot be encoded.
         prompt = tokenizer(prompt.encode("utf-8", "replace").decode())["input_ids"]
     ids = list(prompt)
@@ -96,12 +95,8 @@ def train_tokenizer(
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
+    tokens = dict(special_tokens=[END_OF_TEXT], initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False, **tokens)
     weights = mixture_weights or [1.0] * len(sources)
 
     def texts():

@@ -8,6 +8,7 @@ Shape letters: V vocabulary, N candidates, R requests, E experts.
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cache
 
 import numpy as np
@@ -16,12 +17,65 @@ import torch
 from deepseek.data.tokenizer import IncrementalDetokenizer, encode_prompt
 from deepseek.inference.decode_model import DecodeModel, supports
 from deepseek.inference.sampling import MAX_STOP_CHARACTERS, SamplingParams, SamplingState, apply_samplers
-from deepseek.inference.token_trace import TokenTrace, record_samplers
 from deepseek.interpret.interventions import Intervention, intervened, router_biases
 from deepseek.interpret.trace import context_length, recorded_routing
-from deepseek.kernels.sampling import lookup_probs, sample_index, softmax_entropy
+from deepseek.kernels.sampling import lookup_probs, sample_index, softmax_entropy, top_k_indices
 from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM
 from deepseek.model.mla_cache import MLACache
+
+NUM_CANDIDATES = 10  # recorded candidates: the 10 most likely before the samplers and the 10 most likely after them
+
+
+@dataclass
+class Candidate:
+    """A token that could have been sampled, with its probability after each sampler; 0 once removed."""
+
+    id: int
+    text: str
+    probabilities: list[float]  # under the model, then after each sampler
+    removed_by: str | None  # the sampler that removed it
+
+
+@dataclass
+class Stage:
+    """What one sampler did: whether the settings enable it, whether it changed the logits, how many candidates it left."""
+
+    name: str
+    active: bool
+    changed: bool
+    num_candidates: int
+
+
+@dataclass
+class TokenTrace:
+    """One generated token. The texts of a stream's tokens join to the generated text."""
+
+    id: int
+    text: str
+    position: int  # in the sequence of prompt and output, from 0
+    probability: float  # under the model
+    sampler_probability: float  # after all samplers: the probability it was sampled with
+    rank: int  # under the model; 1 is the most likely
+    entropy: float  # of the model's distribution, nats
+    temperature: float  # the temperature used; 0 is greedy
+    stages: list[Stage]
+    candidates: list[Candidate]  # most likely first: after all samplers, then under the model; empty without `record`
+    experts: dict[int, list[tuple[int, float]]] = field(default_factory=dict)  # MoE layer: (expert, weight), by weight
+    milliseconds: float = 0.0
+    finish_reason: str | None = None  # last token: "stop", "length" (max_new_tokens) or "context" (context full)
+    stop_string: str | None = None  # the stop string this token completed; None if "stop" is the end-of-text token
+    temperature_entropy: float | None = None  # of the candidates that set a dynamic temperature, nats
+
+    @property
+    def ended_by(self) -> str | None:
+        """The finish reason in words; None before the last token."""
+        if self.stop_string is not None:
+            return "stop string"
+        return {"stop": "end of text", "context": "context full"}.get(self.finish_reason, self.finish_reason)
+
+    def as_dict(self) -> dict:
+        """The trace with JSON's types: the layers of `experts` become strings."""
+        return {**asdict(self), "experts": {str(layer): experts for layer, experts in self.experts.items()}}
 
 
 class Request:
@@ -42,7 +96,7 @@ class Request:
         self.max_new_tokens = self.params.max_new_tokens
         if max_len:
             self.max_new_tokens = min(self.max_new_tokens, max_len - len(self.prompt_ids))
-        self.router_bias = router_biases(model, self.interventions) if self.interventions else {}
+        self.router_bias = router_biases(model, self.interventions)
         self.generator = torch.Generator()
         self.seed = self.generator.seed() if self.params.seed is None else self.params.seed
         eos_token_id = model.generation_config.eos_token_id
@@ -86,9 +140,7 @@ class Request:
             uniform = torch.rand(1, dtype=torch.float64, generator=self.generator).item()
             token = int(ids_N[sample_index(probs_N, uniform)])
         self.state.output_ids.append(token)
-        stages, candidates = [], []
-        if self.record:
-            stages, candidates = record_samplers(self.logits_V, model_probs_V, steps, token, self.token_text)
+        stages, candidates = self._record_samplers(model_probs_V, steps, token) if self.record else ([], [])
         sampler_probs, _ = lookup_probs(ids_N, probs_N, np.array([token]))  # 0 for a forced token that was removed
         return TokenTrace(
             id=token,
@@ -101,12 +153,30 @@ class Request:
             temperature=self.state.temperature,
             stages=stages,
             candidates=candidates,
-            experts={},
-            milliseconds=0.0,
             finish_reason=self.finish_reason,
             stop_string=self.stop_string,
             temperature_entropy=self.state.entropy,
         )
+
+    def _record_samplers(self, probs_V, steps, token: int) -> tuple[list[Stage], list[Candidate]]:
+        """The stages and candidates of a token, from the steps of `apply_samplers` and the model's probabilities."""
+        *_, ids_N, logits_N = steps[-1]
+        sampled, likely = _top_candidates(logits_N), _top_candidates(self.logits_V)
+        ids = np.array(list(dict.fromkeys([*ids_N[sampled].tolist(), token, *likely.tolist()])))
+        stages, previous_N, probs = [], self.logits_V, probs_V[ids]
+        columns, removed_by = [probs], [None] * len(ids)
+        for name, active, ids_N, logits_N in steps:
+            changed = active and not np.array_equal(previous_N, logits_N)
+            if changed:
+                probs, present = lookup_probs(ids_N, softmax_entropy(logits_N)[0], ids)
+                removed_by = [sampler or (None if left else name) for sampler, left in zip(removed_by, present)]
+                previous_N = logits_N
+            columns.append(probs)
+            stages.append(Stage(name, active, changed, len(ids_N)))
+        rows = zip(ids.tolist(), np.stack(columns, 1).tolist(), removed_by)
+        candidates = [Candidate(i, self.token_text(i), row, sampler) for i, row, sampler in rows]
+        candidates.sort(key=lambda c: (-c.probabilities[-1], -c.probabilities[0]))
+        return stages, candidates
 
     def _finish(self, token: int) -> str:
         """Sets the finish reason if the newest token is the last; returns the text to emit with it."""
@@ -174,6 +244,12 @@ def stream(
     decode_model = DecodeModel(model) if supports(model) else None
     while not request.finish_reason:
         yield from decode_step([request], decode_model)
+
+
+def _top_candidates(logits_N):
+    """The indices of the NUM_CANDIDATES highest logits, or of all if there are fewer; highest first."""
+    indices = top_k_indices(logits_N, NUM_CANDIDATES)
+    return indices[np.argsort(-logits_N[indices], kind="stable")[:NUM_CANDIDATES]]
 
 
 def _row_experts(routing: dict, row: int) -> dict[int, list[tuple[int, float]]]:

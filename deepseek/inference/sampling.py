@@ -99,7 +99,6 @@ def ngram(ids_V, logits_V, params, state):
 
 
 def _process(processor, logits_V, params, state):
-    """The logits after one of transformers' processors, over the tokens in the repetition scope."""
     token_ids = torch.tensor([state.tokens(params.repetition_scope)], dtype=torch.long)
     return processor(token_ids, torch.from_numpy(logits_V)[None])[0].numpy()
 
@@ -112,23 +111,21 @@ def presence_frequency(ids_N, logits_N, params, state):
 
 
 def temperature(ids_N, logits_N, params, state):
-    """z / T; T = 0 keeps the most likely token alone. Reports T in the state."""
+    """z / T; T = 0 keeps the most likely token alone. Reports T in the state.
+
+    Dynamic: T_min + (T_max - T_min) (H / ln N)^exponent for N candidates of entropy H (llama.cpp); 1 for a single candidate.
+    """
     state.temperature = params.temperature
     if params.dynamic_temperature:
         _, state.entropy = softmax_entropy(logits_N)
-        state.temperature = dynamic_temperature(state.entropy, len(logits_N), params)
+        state.temperature = 1.0
+        if len(logits_N) > 1:
+            low, high = params.temperature_min, params.temperature_max
+            normalized = min(1.0, state.entropy / math.log(len(logits_N)))
+            state.temperature = low + (high - low) * normalized**params.temperature_exponent
     if state.temperature == 0:
         return _select(ids_N, logits_N, [logits_N.argmax()])
     return ids_N, logits_N / state.temperature
-
-
-def dynamic_temperature(entropy: float, num_candidates: int, params) -> float:
-    """T_min + (T_max - T_min) (H / ln N)^exponent for N candidates of entropy H (llama.cpp); 1 for a single candidate."""
-    if num_candidates <= 1:
-        return 1.0
-    normalized = min(1.0, entropy / math.log(num_candidates))
-    low, high = params.temperature_min, params.temperature_max
-    return low + (high - low) * normalized**params.temperature_exponent
 
 
 def _select(ids_N, logits_N, indices):
@@ -162,9 +159,7 @@ class Sampler(NamedTuple):
 SAMPLERS = {
     "repetition": Sampler(lambda p: p.repetition_penalty != 1, repetition),
     "n-gram": Sampler(lambda p: p.no_repeat_ngram_size > 0, ngram),
-    "presence and frequency": Sampler(
-        lambda p: (p.presence_penalty, p.frequency_penalty) != (0, 0), presence_frequency
-    ),
+    "presence and frequency": Sampler(lambda p: any([p.presence_penalty, p.frequency_penalty]), presence_frequency),
     "temperature": Sampler(lambda p: p.temperature != 1 or p.dynamic_temperature, temperature),
     "top-k": Sampler(lambda p: p.top_k > 0, top_k),
     "top-p": Sampler(lambda p: p.top_p < 1, top_p),

@@ -8,11 +8,11 @@ import contextlib
 import itertools
 import os
 import queue
-import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -36,7 +36,7 @@ class WorkerPool:
 
     def __init__(self, num_workers: int, num_threads: int, checkpoint: str):
         self._start_worker = lambda: _Worker(num_threads, checkpoint)
-        self._lock, self.num_workers = threading.Lock(), num_workers
+        self._lock, self._request_ids, self.num_workers = threading.Lock(), itertools.count(), num_workers
         self.workers = [self._start_worker()]
         threading.Thread(target=self._start_workers, daemon=True).start()
 
@@ -60,11 +60,27 @@ class WorkerPool:
 
         Closing the generator stops the work. Raises ValueError as `engine.stream` does, and if the worker dies.
         """
+        request_id, outputs = next(self._request_ids), queue.SimpleQueue()
         with self._lock:
             self.workers = [worker if worker.alive else self._start_worker() for worker in self.workers]
             worker = min(self.workers, key=lambda worker: len(worker.outputs))
-            request_id = worker.submit(checkpoint, prompt, params, dict(forced_tokens or {}), list(interventions))
-        yield from worker.stream(request_id)
+            worker.outputs[request_id] = outputs
+        worker.send(request_id, (checkpoint, prompt, params, dict(forced_tokens or {}), list(interventions)))
+        try:
+            while True:
+                try:
+                    output = outputs.get(timeout=TOKEN_TIMEOUT_S)
+                except queue.Empty:
+                    worker.kill()
+                    output = ValueError(WORKER_DIED)
+                if isinstance(output, Exception):
+                    raise output
+                yield output
+                if output.finish_reason:
+                    return
+        finally:
+            worker.outputs.pop(request_id, None)
+            worker.send(request_id, None)  # the generator may have been closed
 
     def close(self) -> None:
         """Ends the workers. (They also end with the process that started them.)"""
@@ -78,47 +94,22 @@ class _Worker:
     """The pool's side of one process."""
 
     def __init__(self, num_threads: int, checkpoint: str):
-        connection, worker_end = socket.socketpair()
+        self.connection, worker_end = Pipe()
         with worker_end:
-            descriptor = worker_end.fileno()
+            arguments = [str(worker_end.fileno()), str(num_threads), checkpoint]
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "deepseek.inference.worker_pool", str(descriptor), str(num_threads), checkpoint],
-                pass_fds=[descriptor],
+                [sys.executable, "-m", "deepseek.inference.worker_pool", *arguments],
+                pass_fds=[worker_end.fileno()],
                 env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
                 start_new_session=True,  # Ctrl-C in the terminal is for the app alone
             )
-        self.connection, self.alive, self.ready = Connection(connection.detach()), True, threading.Event()
-        self.request_ids, self.outputs = itertools.count(), {}  # request id -> queue of its tokens, or of its error
+        self.alive, self.ready = True, threading.Event()
+        self.outputs: dict[int, queue.SimpleQueue] = {}  # request id -> its tokens, or its error
         self._send_lock = threading.Lock()
         threading.Thread(target=self._receive, daemon=True).start()
 
-    def submit(self, *request) -> int:
-        """Sends a request; returns its id."""
-        request_id = next(self.request_ids)
-        self.outputs[request_id] = queue.SimpleQueue()
-        self._send(request_id, request)
-        return request_id
-
-    def stream(self, request_id: int) -> Iterator[TokenTrace]:
-        """The tokens of a request as they come."""
-        outputs, finished = self.outputs[request_id], False
-        try:
-            while not finished:
-                try:
-                    output = outputs.get(timeout=TOKEN_TIMEOUT_S)
-                except queue.Empty:
-                    self.kill()
-                    output = ValueError(WORKER_DIED)
-                finished = isinstance(output, Exception) or bool(output.finish_reason)
-                if isinstance(output, Exception):
-                    raise output
-                yield output
-        finally:
-            self.outputs.pop(request_id, None)
-            if not finished:  # the generator was closed
-                self._send(request_id, None)
-
-    def _send(self, request_id: int, request) -> None:
+    def send(self, request_id: int, request: tuple | None) -> None:
+        """Sends a request, or None to stop it."""
         with self._send_lock, contextlib.suppress(OSError):  # `_receive` reports a closed connection
             self.connection.send((request_id, request))
 

@@ -3,20 +3,19 @@
 A hook replaces the router's output before the experts and the recording hooks see it, so a trace shows what really ran.
 """
 
-import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
 from deepseek.data.tokenizer import encode_prompt
-from deepseek.interpret.trace import context_length, hook_routers, router_scores, routers, trace
+from deepseek.interpret.trace import context_length, hook_routers, rerouting, router_scores, routers, trace
 from deepseek.model.config import num_experts
 
-ACTIONS = ("off", "force")
+ACTIONS = {"off": -torch.inf, "force": torch.inf}  # added to the rank of an expert
 
 
 @dataclass(frozen=True)
@@ -33,10 +32,6 @@ class Intervention:
     layer: int | None = None
 
 
-_plan: ContextVar[dict | None] = ContextVar("interventions", default=None)
-_hooked_models = weakref.WeakSet()
-
-
 @contextmanager
 def intervened(model, interventions: Iterable[Intervention]):
     """Within this context, and in this thread only, `model` runs under `interventions`; an outer context's are suspended.
@@ -44,65 +39,53 @@ def intervened(model, interventions: Iterable[Intervention]):
     An empty list leaves every output bit-identical. Raises ValueError for an intervention that the model does not allow.
     A generator must not yield inside it, or its caller would run under the interventions too.
     """
-    plan = _router_plan(model, interventions)
-    hook_routers(model, _hooked_models, _reroute, prepend=True)  # before the hooks that record
-    token = _plan.set(plan)
+    biases = router_biases(model, interventions)
+    router_of = routers(model) if biases else {}
+    hook_routers(model)
+    token = rerouting.set(partial(_reroute, {router_of[layer]: bias_E for layer, bias_E in biases.items()}))
     try:
         yield
     finally:
-        _plan.reset(token)
+        rerouting.reset(token)
 
 
 def router_biases(model, interventions: Iterable[Intervention]) -> dict[int, torch.Tensor]:
-    """The interventions as biases on the ranking of experts, {layer: (experts,)}: -inf for off, inf for force.
+    """The interventions as biases on the ranking of experts, {layer: (experts,)}: -inf for off, inf for force, else 0.
 
-    Equivalent for routers that select by rank and renormalise the weights, as DeepSeek-V3's.
+    Adding them is equivalent for routers that select by rank and renormalise the weights, as DeepSeek-V3's.
     Raises ValueError for an intervention that the model does not allow.
     """
-    plan, biases = _router_plan(model, interventions), {}
-    for layer, router in routers(model).items():
-        if router in plan:
-            off, forced = plan[router]
-            biases[layer] = torch.zeros(num_experts(model.config.get_text_config()))
-            biases[layer][off], biases[layer][forced] = -torch.inf, torch.inf
+    layers, config = list(routers(model)), model.config.get_text_config()
+    experts, biases = num_experts(config), {}
+    for change in interventions:
+        if not layers:
+            raise ValueError(f"expert is {change.expert}; this model has no experts.")
+        if change.action not in list(ACTIONS):  # which allows what cannot be hashed
+            raise ValueError(f"action is {change.action!r:.40}; it must be one of {', '.join(ACTIONS)}.")
+        if change.layer is not None and change.layer not in layers:
+            raise ValueError(f"layer is {change.layer}; it must be one with experts: {', '.join(map(str, layers))}.")
+        if change.expert not in range(experts):
+            raise ValueError(f"expert is {change.expert}; it must be from 0 to {experts - 1}.")
+        for layer in layers if change.layer is None else [change.layer]:
+            bias_E = biases.setdefault(layer, torch.zeros(experts))
+            if bias_E[change.expert] == -ACTIONS[change.action]:
+                raise ValueError(f"expert {change.expert} is switched off and forced at once; it must be one of them.")
+            bias_E[change.expert] = ACTIONS[change.action]
+            num_off, num_forced = ((bias_E == bias).sum() for bias in ACTIONS.values())
+            max_off, max_forced = experts - config.num_experts_per_tok, config.num_experts_per_tok
+            if num_off > max_off or num_forced > max_forced:
+                raise ValueError(
+                    f"layer {layer} has {num_off} experts off and {num_forced} forced; "
+                    f"it must be at most {max_off} and {max_forced}."
+                )
     return biases
 
 
-def _router_plan(model, interventions: Iterable[Intervention]) -> dict:
-    """{router: (experts switched off, experts forced)} of the routers that are changed."""
-    router_of, config = routers(model), model.config.get_text_config()
-    experts, plan = num_experts(config), {}
-    for change in interventions:
-        if not router_of:
-            raise ValueError(f"expert is {change.expert}; this model has no experts.")
-        if change.action not in ACTIONS:
-            raise ValueError(f"action is {change.action!r:.40}; it must be one of {', '.join(ACTIONS)}.")
-        if change.layer is not None and change.layer not in router_of:
-            raise ValueError(f"layer is {change.layer}; it must be one with experts: {', '.join(map(str, router_of))}.")
-        if change.expert not in range(experts):
-            raise ValueError(f"expert is {change.expert}; it must be from 0 to {experts - 1}.")
-        for layer in router_of if change.layer is None else [change.layer]:
-            off, forced = plan.setdefault(router_of[layer], ([], []))
-            same, opposite = (off, forced) if change.action == "off" else (forced, off)
-            if change.expert in opposite:
-                raise ValueError(f"expert {change.expert} is switched off and forced at once; it must be one of them.")
-            if change.expert not in same:
-                same.append(change.expert)
-            max_off, max_forced = experts - config.num_experts_per_tok, config.num_experts_per_tok
-            if len(off) > max_off or len(forced) > max_forced:
-                raise ValueError(
-                    f"layer {layer} has {len(off)} experts off and {len(forced)} forced; "
-                    f"it must be at most {max_off} and {max_forced}."
-                )
-    return plan
-
-
-def _reroute(_layer, router, _input, output):
-    """A router's (logits (T, E), weights (T, K), indices (T, K)) under this thread's plan."""
-    plan = _plan.get() or {}
-    if router not in plan:
-        return None
-    off, forced = plan[router]
+def _reroute(biases: dict, router, output):
+    """A router's (logits (T, E), weights (T, K), indices (T, K)) under the bias of this router, if it has one."""
+    if router not in biases:
+        return output
+    off, forced = ((biases[router] == bias).nonzero().flatten().tolist() for bias in ACTIONS.values())
     logits, weights_TK, chosen_TK = output
     scores_TE = router_scores(router, logits)
     rank_TE = scores_TE + getattr(router, "e_score_correction_bias", 0)

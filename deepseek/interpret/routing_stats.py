@@ -5,6 +5,7 @@ They read `Trace.routing`, one Routing per MoE layer. Shape letters: T tokens, K
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import torch
 
@@ -37,12 +38,13 @@ def trace_long_text(model, tokenizer, text: str, on_progress=lambda fraction: No
     for start in range(0, len(ids), size):
         on_progress(start / len(ids))
         windows.append(trace(model, tokenizer, ids[start : start + size]).routing)
-    return LongTrace(token_texts(tokenizer, ids), [_concatenate(layers) for layers in zip(*windows)])
-
-
-def _concatenate(windows: tuple[Routing, ...]) -> Routing:
-    tensors = {name: torch.cat([getattr(part, name) for part in windows]) for name in ("indices", "weights", "scores")}
-    return Routing(windows[0].layer, windows[0].num_experts, **tensors)
+    routing = []
+    for parts in zip(*windows):
+        tensors = {
+            name: torch.cat([getattr(part, name) for part in parts]) for name in ("indices", "weights", "scores")
+        }
+        routing.append(replace(parts[0], **tensors))
+    return LongTrace(token_texts(tokenizer, ids), routing)
 
 
 def expert_counts(routing: list[Routing]) -> list[torch.Tensor]:
@@ -115,9 +117,7 @@ def permutation_baseline(a: list[Routing], b: list[Routing]) -> list[float]:
     baseline = []
     for layer_a, layer_b in zip(a, b):
         pool_TK = torch.cat([layer_a.indices, layer_b.indices]).cpu()
-        splits = ((pool_TK[order[:length]], pool_TK[order[length:]]) for order in permutations)
-        divergences = [
-            js_divergence(*(tokens_per_expert(part, layer_a.num_experts) for part in split)) for split in splits
-        ]
-        baseline.append(sum(divergences) / len(divergences))
+        splits = [pool_TK[order].tensor_split([length]) for order in permutations]
+        counts = [[tokens_per_expert(part, layer_a.num_experts) for part in split] for split in splits]
+        baseline.append(sum(js_divergence(*pair) for pair in counts) / len(counts))
     return baseline

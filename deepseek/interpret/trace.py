@@ -3,6 +3,7 @@
 import copy
 import threading
 import weakref
+from collections.abc import Callable
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -76,6 +77,7 @@ class Trace:
     _predictions: tuple = field(repr=False)  # `top_prediction` of the logits
     _attentions: dict = field(default_factory=dict, init=False, repr=False)
 
+    @torch.inference_mode()
     def attention(self, layer: int, first: int = 0, last: int | None = None) -> torch.Tensor:
         """Attention weights of one layer, float32 (heads, last - first, last), for query tokens first to last - 1.
 
@@ -90,18 +92,13 @@ class Trace:
         if last - first > MAX_ATTENTION_TOKENS:
             raise ValueError(f"tokens are {first} to {last}; a range may hold {MAX_ATTENTION_TOKENS} at most.")
         if (first, last) not in self._attentions:
-            self._attentions = {(first, last): self._attend(first, last)}  # only the last range: it is large
+            ids, options = torch.tensor([self.ids], device=self._model.device), dict(use_cache=False)
+            if first:  # the tokens before the range only fill the cache
+                options = dict(past_key_values=DynamicCache(), use_cache=True)
+                self._model(ids[:, :first], logits_to_keep=1, **options)
+            output = eager_copy(self._model)(ids[:, first:last], logits_to_keep=1, output_attentions=True, **options)
+            self._attentions = {(first, last): output.attentions}  # only the last range: it is large
         return self._attentions[first, last][layer][0].float()
-
-    @torch.inference_mode()
-    def _attend(self, first: int, last: int) -> tuple:
-        """Attention weights of every layer for a range of queries; the tokens before it only fill the cache."""
-        ids, options = torch.tensor([self.ids], device=self._model.device), dict(use_cache=False)
-        if first:
-            options = dict(past_key_values=DynamicCache(), use_cache=True)
-            self._model(ids[:, :first], logits_to_keep=1, **options)
-        model = eager_copy(self._model)
-        return model(ids[:, first:last], logits_to_keep=1, output_attentions=True, **options).attentions
 
     @torch.inference_mode()
     def lens(self) -> LogitLens:
@@ -136,7 +133,8 @@ class Trace:
 
 
 _record: ContextVar[dict | None] = ContextVar("routing", default=None)
-_recorded_models, _hook_lock = weakref.WeakSet(), threading.Lock()
+rerouting: ContextVar[Callable | None] = ContextVar("rerouting", default=None)  # (router, output) -> another output
+_hooked_models, _hook_lock = weakref.WeakSet(), threading.Lock()
 _eager_copies = weakref.WeakKeyDictionary()
 
 
@@ -156,13 +154,23 @@ def routers(model) -> dict:
     return {next(int(part) for part in name.split(".") if part.isdigit()): module for name, module in modules}
 
 
-def hook_routers(model, hooked_models: weakref.WeakSet, hook, prepend: bool = False) -> None:
-    """Registers the forward hook `hook(layer, router, input, output)` on every router, once per model."""
+def hook_routers(model) -> None:
+    """Has every router of a model run under `rerouting` and `recorded_routing`, which records what then really ran."""
     with _hook_lock:
-        if model not in hooked_models:
+        if model not in _hooked_models:
             for layer, router in routers(model).items():
-                router.register_forward_hook(partial(hook, layer), prepend=prepend)
-            hooked_models.add(model)
+                router.register_forward_hook(partial(_after_router, layer), prepend=True)  # before transformers' own
+            _hooked_models.add(model)
+
+
+def _after_router(layer: int, router, _input, output):
+    if reroute := rerouting.get():
+        output = reroute(router, output)
+    record = _record.get()
+    if record is not None:
+        logits, weights, indices = output
+        record[layer] = (weights, indices, logits)
+    return output
 
 
 def router_scores(router, logits):
@@ -179,19 +187,12 @@ def recorded_routing(model):
 
     A context variable separates threads, so concurrent traces of one model never mix.
     """
-    hook_routers(model, _recorded_models, _record_output)
+    hook_routers(model)
     token = _record.set({})
     try:
         yield _record.get()
     finally:
         _record.reset(token)
-
-
-def _record_output(layer: int, _router, _input, output) -> None:
-    record = _record.get()
-    if record is not None:
-        logits, weights, indices = output
-        record[layer] = (weights, indices, logits)
 
 
 def eager_copy(model):

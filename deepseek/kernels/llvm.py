@@ -67,16 +67,6 @@ def as_pointer(_, address, like):
     return types.CPointer(like.dtype)(address, like), codegen
 
 
-@intrinsic
-def _power_of_two(_, exponent):
-    """2**exponent, from -126 to 127, by its bits."""
-
-    def codegen(context, builder, signature, arguments):
-        return builder.bitcast(builder.shl(builder.add(arguments[0], INT(127)), INT(23)), FLOAT)
-
-    return types.float32(types.int32), codegen
-
-
 @numba.njit(fastmath=FASTMATH, inline="always")
 def exp(x):
     """e**x by Cephes' expf for x from -87 to 88, clamped; unlike the library's it vectorises."""
@@ -89,7 +79,8 @@ def exp(x):
     y = y * x + np.float32(4.1665795894e-2)
     y = y * x + np.float32(1.6666665459e-1)
     y = y * x + np.float32(5.0000001201e-1)
-    return (y * x * x + x + np.float32(1)) * _power_of_two(np.int32(whole))
+    power_of_two = np.int32((np.int32(whole) + 127) << 23).view(np.float32)  # by its bits
+    return (y * x * x + x + np.float32(1)) * power_of_two
 
 
 def _horizontal_sums(builder, vectors):

@@ -47,9 +47,7 @@ def _decode_part(query_RX, cos_RJ, sin_RJ, up_key_HCN, up_value_HVC, scale, cach
         first, last, tokens = max(begin - r * heads, 0), min(end - r * heads, heads), len(entries_TW)
         query_HW = np.empty((last - first, latent + rotary), np.float32)
         weights_HT = np.empty((last - first, tokens), np.float32)
-        ones = np.empty(max(tokens, latent, value), np.float32)
-        for i in range(len(ones)):
-            ones[i] = 1
+        ones = np.ones(max(tokens, latent, value), np.float32)
         for h in range(first, last):
             start = h * (nope + rotary)
             for n in range(nope):

@@ -17,8 +17,6 @@ from deepseek.kernels.gemm import grouped_gemm
 from deepseek.kernels.mla_decode import mla_decode
 from deepseek.kernels.ops import combine_experts, rms_norm, silu_and_mul, topk_route
 
-DEMO = "assets/demo"
-
 
 def compile_sampling() -> None:
     """Calls every kernel of `sampling` on a few logits."""
@@ -43,12 +41,11 @@ def compile_decode(weight_dtype, cache_dtype) -> None:
 
 def main():
     compile_sampling()
-    checkpoint = sys.argv[1] if len(sys.argv) > 1 else DEMO
+    checkpoint = sys.argv[1] if len(sys.argv) > 1 else "assets/demo"
     with suppress(OSError, ValueError):  # a model of the Hub, or none: loading it will report that
         config = json.loads(Path(checkpoint, "config.json").read_bytes())
-        features = get_host_cpu_features()
         # Models are loaded in `preferred_dtype`, and weights that bfloat16 represents exactly are stored as such.
-        is_bf16 = features.get("avx512bf16") or features.get("amx-tile")
+        is_bf16 = any(get_host_cpu_features().get(name) for name in ("avx512bf16", "amx-tile"))
         is_exact = is_bf16 or config.get("dtype") == "bfloat16"
         compile_decode(np.uint16 if is_exact else np.float32, np.uint16 if is_bf16 else np.float32)
 

@@ -17,16 +17,10 @@ from transformers import DeepseekV3Config, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
 from transformers.utils import can_return_tuple
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from deepseek.model import cpu_features
-from deepseek.model.hf_compat import (
-    CausalLMOutput,
-    MLAGenerationMixin,
-    ModelOutput,
-    recorded_outputs,
-    register_deepseek_v3_checkpoint,
-)
+from deepseek.model.hf_compat import CausalLMOutput, MLAGenerationMixin, ModelOutput
 from deepseek.model.layers import DeepseekV3MLP, DeepseekV3RMSNorm, Linear
 from deepseek.model.load_balancing import load_balancing_loss
 from deepseek.model.loss import cross_entropy
@@ -63,7 +57,12 @@ class DeepseekV3PreTrainedModel(PreTrainedModel):
     _no_split_modules = ["DeepseekV3DecoderLayer"]
     _skip_keys_device_placement = ["past_key_values"]
     _keep_in_fp32_modules_strict = ["e_score_correction_bias"]
-    _can_record_outputs = recorded_outputs(DeepseekV3DecoderLayer, DeepseekV3Attention, DeepseekV3TopkRouter)
+    _can_record_outputs = {
+        "hidden_states": DeepseekV3DecoderLayer,
+        "attentions": DeepseekV3Attention,
+        "router_logits": OutputRecorder(DeepseekV3TopkRouter, index=0),
+        "router_indices": OutputRecorder(DeepseekV3TopkRouter, index=2),
+    }
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -113,13 +112,7 @@ class DeepseekV3Model(DeepseekV3PreTrainedModel):
         if position_ids is None:
             past = 0 if cache is None else cache.get_seq_length()
             position_ids = torch.arange(past, past + x_BSD.shape[1], device=x_BSD.device).unsqueeze(0)
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=x_BSD,
-            attention_mask=attention_mask,
-            past_key_values=cache,
-            position_ids=position_ids,
-        )
+        mask = create_causal_mask(self.config, x_BSD, attention_mask, cache, position_ids=position_ids)
         cos, sin = (part.unsqueeze(1) for part in self.rotary_emb(position_ids, x_BSD.dtype))
         for layer in self.layers:
             x_BSD = layer(x_BSD, cos, sin, mask, cache)
@@ -173,15 +166,11 @@ class DeepseekV3ForCausalLM(DeepseekV3PreTrainedModel, MLAGenerationMixin):
             logits = self.lm_head(output.last_hidden_state[:, kept])
         if labels is not None:
             hidden, num_items = output.last_hidden_state[:, :-1], kwargs.get("num_items_in_batch")
-            lm_loss = loss = cross_entropy(
-                hidden.flatten(0, 1), self.lm_head.weight, labels[:, 1:].flatten(), num_items
-            )
+            labels = labels[:, 1:].flatten()
+            lm_loss = loss = cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, labels, num_items)
             if output.router_logits:
                 padding_mask = None if attention_mask is None else attention_mask.flatten()
                 aux_loss = load_balancing_loss(output.router_logits, padding_mask)
                 loss = lm_loss + getattr(self.config, "router_aux_loss_coef", 0.0) * aux_loss
         recorded = {name: value for name, value in output.items() if name != "last_hidden_state"}
         return CausalLMOutput(loss=loss, lm_loss=lm_loss, aux_loss=aux_loss, logits=logits, **recorded)
-
-
-register_deepseek_v3_checkpoint(DeepseekV3ForCausalLM)

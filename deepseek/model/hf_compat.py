@@ -10,7 +10,6 @@ import torch
 from transformers import GenerationMixin
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
-from transformers.utils.output_capturing import OutputRecorder
 
 from deepseek.model.mla_cache import MLACache
 
@@ -30,16 +29,6 @@ class CausalLMOutput(MoeCausalLMOutputWithPast):
     router_indices: tuple[torch.Tensor, ...] | None = None
 
 
-def recorded_outputs(layer_class, attention_class, router_class) -> dict:
-    """`_can_record_outputs`: which module's forward fills which `output_*`; transformers' own has no router indices."""
-    return {
-        "hidden_states": layer_class,
-        "attentions": attention_class,
-        "router_logits": OutputRecorder(router_class, index=0),
-        "router_indices": OutputRecorder(router_class, index=2),
-    }
-
-
 class MLAGenerationMixin(GenerationMixin):
     """`.generate` over an MLACache; transformers would pass a DynamicCache, which keeps no latents."""
 
@@ -51,10 +40,6 @@ class MLAGenerationMixin(GenerationMixin):
             super()._prepare_cache_for_generation(generation_config, model_kwargs, mode, batch_size, max_cache_length)
 
 
-def register_deepseek_v3_checkpoint(model_class) -> None:
-    """Makes `model_class` convert between stacked experts in memory and one tensor per expert on disk.
-
-    transformers converts for its own classes alone. Its key is the class name, which `model_class` shares with its own.
-    """
-    mapping = get_checkpoint_conversion_mapping("deepseek_v3")
-    register_checkpoint_conversion_mapping(model_class.__name__, mapping, overwrite=True)
+# transformers stacks a checkpoint's experts, one tensor each, for its own classes alone; it knows a class by its name.
+_conversion = get_checkpoint_conversion_mapping("deepseek_v3")
+register_checkpoint_conversion_mapping("DeepseekV3ForCausalLM", _conversion, overwrite=True)

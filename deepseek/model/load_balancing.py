@@ -12,10 +12,8 @@ def kl_to_uniform(logits_TE: torch.Tensor, mask_T: torch.Tensor | None = None, a
     """KL(P || U) of one router, a scalar in [0, log E] nats.
 
     P is the mean over tokens of the router's sigmoid scores, each normalised to sum 1; KL(P || U) = sum_i P_i log(E P_i).
-    `mask_T` is 0 for padding, which the mean leaves out. The KL sees soft scores and not counts: with equal soft scores a
-    router can still send every token to one expert, so `update_expert_bias` exists beside it.
-    If the batch is split over processes, `all_reduce_mean` must return the mean of P over all of them: KL is not linear in
-    P, so the mean of each process's KL would be another loss.
+    `mask_T` is 0 for padding, which the mean leaves out. It sees scores and not counts, so `update_expert_bias` exists too.
+    Of a batch split over processes, `all_reduce_mean` returns the mean of P over all of them: KL is not linear in P.
     """
     scores_TE = logits_TE.float().sigmoid()
     probs_TE = scores_TE / scores_TE.sum(-1, keepdim=True)

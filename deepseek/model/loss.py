@@ -1,8 +1,7 @@
 """Cross-entropy over a large vocabulary, computed in chunks of rows so that memory never holds all logits.
 
-For 2,048 tokens and a vocabulary of 49,152, the logits, their softmax and its gradient take 400 MB each, and fetching that
-memory takes most of the time of a loss. Chunks reuse the same memory, and each computes its gradient as soon as its softmax
-is known (Wijmans et al., 2024, Cut Your Losses in Large-Vocabulary Language Models, section 4).
+For 2,048 tokens and a vocabulary of 49,152, the logits, their softmax and its gradient take 400 MB each. Each chunk computes
+its gradient as soon as its softmax is known (Wijmans et al., 2024, Cut Your Losses in Large-Vocabulary Language Models).
 
 Shape letters: N tokens, D hidden width, V vocabulary, C tokens of a chunk.
 """

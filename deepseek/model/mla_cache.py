@@ -1,13 +1,10 @@
 """The KV cache of latent attention, in transformers' cache interface."""
 
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, DynamicLayer
 
 
-class MLACacheLayer(CacheLayerMixin):
+class MLACacheLayer(DynamicLayer):
     """One layer's cache: a preallocated (B, 1, capacity, C + R) buffer of normalised latents and rotated keys."""
-
-    is_croppable = True
-    is_sliding = False
 
     def __init__(self, capacity: int):
         super().__init__()
@@ -42,30 +39,12 @@ class MLACacheLayer(CacheLayerMixin):
     def get_seq_length(self):
         return self.length
 
-    def get_mask_sizes(self, query_length):
-        return self.length + query_length, 0
-
-    def get_max_length(self):
-        return -1
-
     def reset(self):
         self.length = 0
 
     def crop(self, tokens_to_remove: int):
         """Removes the last tokens; transformers passes their number negated."""
         self.length = max(0, self.length - abs(tokens_to_remove))
-
-    def batch_repeat_interleave(self, repeats: int):
-        if self.is_initialized:
-            self.keys = self.keys.repeat_interleave(repeats, 0)
-
-    def batch_select_indices(self, indices):
-        if self.is_initialized:
-            self.keys = self.keys[indices]
-
-    def reorder_cache(self, beam_idx):
-        if self.is_initialized:
-            self.batch_select_indices(beam_idx.to(self.keys.device))
 
 
 class MLACache(Cache):

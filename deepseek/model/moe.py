@@ -63,16 +63,14 @@ class DeepseekV3Experts(nn.Module):
     def forward(self, x_XD, weights_XK, indices_XK):
         num_tokens, top_k = indices_XK.shape
         if num_tokens == 1:
-            outputs = [
-                self.expert_forward(x_XD, self.gate_up_proj[e], self.down_proj[e]) for e in indices_XK[0].tolist()
-            ]
+            experts = indices_XK[0].tolist()
+            outputs = [self.expert_forward(x_XD, self.gate_up_proj[e], self.down_proj[e]) for e in experts]
             return weights_XK.to(x_XD.dtype) @ torch.cat(outputs)
         order_A = indices_XK.flatten().argsort(stable=True)  # assignments, sorted by expert
         counts = torch.bincount(indices_XK.flatten(), minlength=len(self.gate_up_proj)).tolist()
         inputs = x_XD.index_select(0, order_A // top_k).split(counts)
-        outputs = [
-            self.expert_forward(x, *weights) for x, *weights in zip(inputs, self.gate_up_proj, self.down_proj) if len(x)
-        ]
+        groups = zip(inputs, self.gate_up_proj, self.down_proj)
+        outputs = [self.expert_forward(x, *weights) for x, *weights in groups if len(x)]
         outputs_XKD = torch.cat(outputs).index_select(0, order_A.argsort()).view(num_tokens, top_k, -1)
         return (weights_XK.to(outputs_XKD.dtype).unsqueeze(1) @ outputs_XKD).squeeze(1)
 

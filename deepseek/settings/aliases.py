@@ -31,8 +31,3 @@ def rename(values: dict) -> dict:
     """`values` under present names. A setting given under both names keeps the value of the present one."""
     renamed = {ALIASES[name]: value for name, value in values.items() if name in ALIASES}
     return renamed | {name: value for name, value in values.items() if name not in ALIASES}
-
-
-def old_names(name: str) -> list[str]:
-    """The old names of a setting."""
-    return [old for old, present in ALIASES.items() if present == name]

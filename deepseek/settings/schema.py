@@ -5,11 +5,12 @@ Its type is bool, int, float, str, one of these or None, or list[...] or tuple[.
 
 import argparse
 import math
+import sys
 from dataclasses import MISSING, Field, field, fields
 from types import UnionType
 from typing import get_args, get_origin
 
-from deepseek.settings.aliases import old_names
+from deepseek.settings.aliases import ALIASES
 
 NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
@@ -63,17 +64,18 @@ def _convert_items(f: Field, value):
     container, max_items = get_origin(f.type), f.metadata["max_items"]
     items = [value] if isinstance(value, str) and container is tuple else value
     if not isinstance(items, (list, tuple)):
-        raise ValueError(f"{f.name} is {shorten(value)}; it must be a list.")
+        raise _error(f, value, "a list")
     if max_items and len(items) > max_items:
         raise _error(f, value)
     return container(_convert(f, item, value if max_items else item) for item in items)
 
 
 def _convert(f: Field, item, shown):
-    """One item of a setting in the setting's type; the error shows `shown` as its value."""
+    """`item` in the setting's type; an error shows `shown` as the value."""
     to_type, low, high = item_type(f), f.metadata["low"], f.metadata["high"]
     if to_type in (int, float):
-        valid, size = _is_number(item) and (to_type is float or item == int(item)), item
+        finite = isinstance(item, (int, float)) and abs(item) <= sys.float_info.max and not isinstance(item, bool)
+        valid, size = finite and (to_type is float or item == int(item)), item
     else:
         valid, size = isinstance(item, to_type), len(item) if isinstance(item, str) else 0
     if valid and low is not None:
@@ -83,15 +85,10 @@ def _convert(f: Field, item, shown):
     return to_type(item)
 
 
-def _is_number(value) -> bool:
-    try:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # an integer too large for a float
-        return False
-
-
-def _error(f: Field, value) -> ValueError:
-    return ValueError(f"{f.name} is {shorten(value)}; it must be {allowed_values(f)}.")
+def _error(f: Field, value, allowed: str = "") -> ValueError:
+    text = repr(value)
+    text = text if len(text) <= 60 else text[:57] + "..."
+    return ValueError(f"{f.name} is {text}; it must be {allowed or allowed_values(f)}.")
 
 
 def from_text(f: Field, text: str):
@@ -103,12 +100,6 @@ def from_text(f: Field, text: str):
         return to_type(text)
     except ValueError:
         return text
-
-
-def shorten(value) -> str:
-    """The repr of a value, cut to 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def flag(f: Field) -> str:
@@ -132,6 +123,6 @@ def add_arguments(parser: argparse.ArgumentParser, settings_class) -> None:
             options |= dict(type=item_type(f), default=default, nargs="+" if holds_several(f) else None)
             options |= dict(metavar="|".join(choices) if choices else f.name.upper())
         parser.add_argument(flag(f), **options, help=help.replace("%", "%%"))
-        for name in old_names(f.name):
-            hidden = {**options, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
-            parser.add_argument("--" + name.replace("_", "-"), **hidden)
+        hidden = {**options, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+        for old_name in (old for old, present in ALIASES.items() if present == f.name):
+            parser.add_argument("--" + old_name.replace("_", "-"), **hidden)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,9 +32,7 @@ class TrainConfig:
     init_from: str = setting("", "checkpoint to start from instead of a new model")
     tokenizer: str = setting("", "folder or Hub id of the tokenizer of a new model (default: trained on the data)")
     data: list[str] = setting([BUILTIN], 'training data: "builtin", files, Hub ids')
-    mixture_weights: list[float] = setting(
-        [], "relative weight of each source in the training tokens (default: equal)", low=0
-    )
+    mixture_weights: list[float] = setting([], "weight of each source in the training tokens (default: equal)", low=0)
     eval_data: list[str] = setting([], "held-out data (default: every 50th document of the training data)")
     max_steps: int = setting(1000, "total optimizer steps", low=1, high=10_000_000)
     batch_size: int = setting(8, "sequences per forward pass, over all processes", low=1, high=4096)
@@ -75,14 +74,24 @@ class TrainConfig:
     def run(self) -> Path:
         return Path(self.root) / self.name
 
+    def learning_rate(self, step: int) -> float:
+        """Rate of step `step` (from 1): linear warm-up, then constant, or half a cosine (SGDR, arXiv 1608.03983).
+
+        The cosine reaches 0 one step after the last, so that the last step still trains.
+        """
+        if step <= self.warmup_steps:
+            return self.lr * step / self.warmup_steps
+        if self.schedule == "constant":
+            return self.lr
+        progress = (step - self.warmup_steps) / (self.max_steps - self.warmup_steps + 1)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
 
 def parse(arguments: list[str] | None = None) -> tuple[TrainConfig, bool]:
     """(settings, whether to resume) of a command line; exits with one sentence where it is wrong."""
     parser = argparse.ArgumentParser(prog="python -m deepseek.train", description="Train a DeepSeek-style model.")
     add_arguments(parser, TrainConfig)
-    parser.add_argument(
-        "--resume", action="store_true", help="continue from the newest checkpoint, with the settings of the run"
-    )
+    parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint with its settings")
     preset = parser.parse_args(arguments).preset
     parser.set_defaults(**PRESET_DEFAULTS.get(preset, {}))
     values = vars(parser.parse_args(arguments))

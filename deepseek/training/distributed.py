@@ -32,10 +32,6 @@ class ProcessGroup:
         self.rank, self.size, self.device = rank, size, device
         self.is_main = rank == 0  # the process that writes
 
-    def local_rows(self, batch_BS: torch.Tensor) -> torch.Tensor:
-        """This process's rows of a batch whose B is a multiple of `size`."""
-        return batch_BS.chunk(self.size)[self.rank]
-
     def wrap(self, model, shard: bool):
         """A module to call in place of `model`, whose gradients are means over all processes; `model` stays usable."""
         if not dist.is_initialized():

@@ -10,7 +10,10 @@ import json
 import os
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
+
+from deepseek.training.config import TrainingError
 
 LOCK = ".lock"
 LOCK_VARIABLE = "DEEPSEEK_LOCK"  # environment variable by which a parent passes the descriptor of its lock to its child
@@ -19,14 +22,10 @@ PROCESS_FILE_BYTES = 4096  # size of process.json from the start, so that the en
 OUT_OF_MEMORY = "it was out of memory; a smaller batch, context or preset needs less"
 
 
-class RunInProgress(ValueError):
-    """Another run holds the lock; the message is one sentence that names it."""
-
-
 def lock(root, name: str) -> int:
     """Locks `root` for the run `name`; returns the descriptor that holds the lock until it is closed everywhere.
 
-    A lock inherited from the parent process is kept. Raises RunInProgress at once where another run has it.
+    A lock inherited from the parent process is kept. Raises TrainingError where another run has it.
     """
     import fcntl  # not on Windows, where the rest of the package still imports
 
@@ -37,21 +36,16 @@ def lock(root, name: str) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        holder = lock_holder(root)
-        raise RunInProgress(f"run {holder!r} is in progress; one run trains at a time, stop it first.") from None
+        for _ in range(100):  # the name is written just after the lock is taken
+            holder = read_json(Path(root) / LOCK)
+            if holder.get("name") and process_status(holder):
+                break
+            time.sleep(0.01)
+        running = holder.get("name", "")
+        raise TrainingError(f"run {running!r} is in progress; one run trains at a time, stop it first.") from None
     os.set_inheritable(descriptor, False)
     os.pwrite(descriptor, json.dumps({"name": name, **identity(os.getpid())}).encode().ljust(PROCESS_FILE_BYTES), 0)
     return descriptor
-
-
-def lock_holder(root) -> str:
-    """The name of the run that has the lock; waits up to 1 s, since the name is written just after the lock is taken."""
-    for _ in range(100):
-        holder = read_json(Path(root) / LOCK)
-        if holder.get("name") and process_status(holder):
-            break
-        time.sleep(0.01)
-    return holder.get("name", "")
 
 
 def identity(pid: int) -> dict:
@@ -121,34 +115,30 @@ def outcome(process: dict) -> tuple[str, str]:
 
 def read_text(file: Path) -> str:
     """The text of a file, "" where it cannot be read."""
-    try:
+    with suppress(OSError):
         return file.read_text("utf-8", "replace")
-    except OSError:
-        return ""
+    return ""
 
 
 def read_json(file: Path) -> dict:
     """A JSON object from a file, {} where there is none or the file is incomplete."""
-    try:
+    with suppress(ValueError):
         content = json.loads(read_text(file))
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
+        return content if isinstance(content, dict) else {}
+    return {}
 
 
 def oom_counter() -> Path:
     """The file in which the kernel counts out-of-memory kills: of this process's control group, or of the machine."""
+    counters = {"": ("", "memory.events"), "memory": ("/memory", "memory.oom_control")}  # cgroup version 2, version 1
     for line in read_text(Path("/proc/self/cgroup")).splitlines():
         _, controllers, path = line.split(":", 2)
-        for base in (path, "/"):  # in a container its own group is mounted as the root
-            if controllers == "":  # version 2
-                file = Path(f"/sys/fs/cgroup{base}/memory.events")
-            elif controllers == "memory":
-                file = Path(f"/sys/fs/cgroup/memory{base}/memory.oom_control")
-            else:
-                continue
-            if file.exists():
-                return file
+        if controllers in counters:
+            folder, name = counters[controllers]
+            for group in (path, "/"):  # in a container its own group is mounted as the root
+                file = Path(f"/sys/fs/cgroup{folder}{group}/{name}")
+                if file.exists():
+                    return file
     return Path("/proc/vmstat")
 
 

@@ -1,6 +1,7 @@
-"""The metrics.jsonl of a run as columns, and what is computed from them."""
+"""The metrics.jsonl of a run: its lines, its columns, and what is computed from them."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -8,6 +9,29 @@ SERIES = ["loss", "load_balancing_loss", "lr", "grad_norm", "tokens_per_second"]
 DEAD_WINDOW_STEPS = 50  # steps over whose mean load an expert counts as dead
 SPEED_WINDOW_STEPS = 500  # steps whose mean speed gives the time left; includes validations, samples and checkpoints
 DEAD_SHARE = 0.01  # an expert with a smaller fraction of an even load is dead
+
+
+@dataclass
+class TrainStep:
+    """What one optimizer step did; the fields up to `max_violation` are a line of metrics.jsonl."""
+
+    step: int
+    loss: float  # language modelling, nats per token
+    load_balancing_loss: float  # KL, nats, mean over the MoE layers
+    lr: float
+    grad_norm: float  # before clipping
+    tokens: int  # since the start of the run
+    tokens_per_second: float  # since the step before, its validation, samples and checkpoint included
+    load: list[list[float]]  # (layers, experts), fractions of this step's assignments
+    max_violation: list[float]  # per layer
+    validation: dict | None = None  # val_loss in nats per token, val_bits_per_byte
+    samples: list[dict] | None = None  # prompt, text
+    checkpoint: str | None = None  # the folder saved after this step
+
+    def line(self) -> dict:
+        """The line of metrics.jsonl; a gradient norm that fp16 cannot hold is None, since JSON has no infinity."""
+        values = {k: v for k, v in asdict(self).items() if k not in ("validation", "samples", "checkpoint")}
+        return {**values, "grad_norm": self.grad_norm if math.isfinite(self.grad_norm) else None}
 
 
 @dataclass
@@ -30,8 +54,7 @@ class History:
             if "loss" in line:
                 self.steps.append(step)
                 for name, values in self.series.items():
-                    value = line[name]  # null where it was not finite
-                    values.append(float("nan") if value is None else value)
+                    values.append(math.nan if line[name] is None else line[name])  # null: it was not finite
                 self.load.append(np.array(line["load"], np.float32))
                 self.max_violation.append(line["max_violation"])
                 self.tokens = line["tokens"]

@@ -23,15 +23,15 @@ PROGRAM_BYTES = 2**29  # memory of the training process before it has a model
 def check_resources(config: TrainConfig, resume_from: Path | None) -> None:
     """Refuses a run that needs more memory or disk than is free. Raises TrainingError with both numbers."""
     memory, checkpoint = required_bytes(config, resume_from)
-    free = loading.free_memory()
-    if free is not None and memory > free and not torch.cuda.is_available():
-        raise TrainingError(f"run {config.name!r} needs about {_size(memory)} of memory; {_size(free)} are free.")
     num_checkpoints = min(config.keep_last, math.ceil(config.max_steps / config.save_every))
     # Two more than `keep_last`: a pinned one, and the one being written.
     disk = checkpoint * max(2, num_checkpoints + 2 - len(saving.list_checkpoints(config.run)))
-    free = shutil.disk_usage(config.root).free
-    if disk > free:
-        raise TrainingError(f"run {config.name!r} needs about {_size(disk)} of disk; {_size(free)} are free.")
+    free_memory = None if torch.cuda.is_available() else loading.free_memory()
+    free_disk = shutil.disk_usage(config.root).free
+    for resource, required, free in (("memory", memory, free_memory), ("disk", disk, free_disk)):
+        if free is not None and required > free:
+            sizes = [f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB" for n in (required, free)]
+            raise TrainingError(f"run {config.name!r} needs about {sizes[0]} of {resource}; {sizes[1]} are free.")
 
 
 def required_bytes(config: TrainConfig, resume_from: Path | None = None) -> tuple[int, int]:
@@ -64,7 +64,3 @@ def required_bytes(config: TrainConfig, resume_from: Path | None = None) -> tupl
     # fp32 weights, gradients and AdamW's two moments in memory; all but the gradients in a checkpoint.
     memory = int(local_size * (PROGRAM_BYTES + loss + activations) + model_copies * 16 * weights)
     return memory, 12 * weights + 4 * PackedDataLoader.BUFFER_BLOCKS * config.max_seq_len
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"

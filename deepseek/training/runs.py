@@ -25,7 +25,6 @@ from deepseek.training.config import TrainConfig, TrainingError
 from deepseek.training.trainer import resume_point
 
 ROOT = "deepseek_checkpoints"
-TRAINING_FILES = {"training.json", "training_state.bin", saving.MANIFEST}  # only `train` reads these of a checkpoint
 
 
 class RunError(ValueError):
@@ -62,9 +61,8 @@ def find(root, name: str) -> Run:
     names = [file.parent.name for file in Path(root).glob("*/config.json")]
     run = _inspect(Path(root) / name) if name in names else None
     if run is None:
-        raise RunError(
-            f"run is {name!r:.80}; it must be one of {', '.join(sorted(names)) or 'the runs that you start'}."
-        )
+        allowed = ", ".join(sorted(names)) or "the runs that you start"
+        raise RunError(f"run is {name!r:.80}; it must be one of {allowed}.")
     return run
 
 
@@ -76,14 +74,9 @@ def _inspect(folder: Path) -> Run | None:
     except (OSError, KeyError, TypeError, ValueError):  # deleted just now, or not the folder of a run
         return None
     state, reason = job_process.outcome(job_process.read_json(folder / job_process.PROCESS_FILE))
-    step, checkpoint = _last_step(folder), newest_checkpoint(folder)
-    return Run(folder.name, folder, config, state, reason, step, steps, checkpoint, started_at)
-
-
-def _last_step(folder: Path) -> int:
-    """The step of the last complete line of metrics.jsonl, 0 where there is none."""
-    lines = _tail(folder / "metrics.jsonl", 2**18).split(b"\n")[:-1]
-    return json.loads(lines[-1])["step"] if lines else 0
+    lines = _tail(folder / "metrics.jsonl", 2**18).split(b"\n")[:-1]  # the complete ones
+    step = json.loads(lines[-1])["step"] if lines else 0
+    return Run(folder.name, folder, config, state, reason, step, steps, newest_checkpoint(folder), started_at)
 
 
 def _tail(file: Path, max_bytes: int) -> bytes:
@@ -99,12 +92,10 @@ def _tail(file: Path, max_bytes: int) -> bytes:
 def newest_checkpoint(folder: Path) -> Path | None:
     """As `saving.latest_checkpoint`, but hashes a checkpoint again only when one of its files has changed."""
     for checkpoint in reversed(saving.list_checkpoints(folder)):
-        try:
+        with suppress(OSError):  # pruned just now
             stats = [file.stat() for file in sorted(checkpoint.iterdir())]
-        except OSError:  # pruned just now
-            continue
-        if _is_complete(checkpoint, tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)):
-            return checkpoint
+            if _is_complete(checkpoint, tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)):
+                return checkpoint
     return None
 
 
@@ -128,7 +119,7 @@ def start(config: TrainConfig, resume: bool = False) -> Run:
                 job_process.write_json(folder / "config.json", json.dumps(asdict(config), indent=1))
             child = _spawn(command(config, resume), folder / "log.txt", lock.fileno())
             job_process.record_start(folder, child.pid)
-    except (job_process.RunInProgress, TrainingError, OSError) as error:
+    except (TrainingError, OSError) as error:
         raise RunError(job_process.explain_error(error)) from error
     threading.Thread(target=child.wait, daemon=True).start()  # reaps it when it ends
     return find(config.root, config.name)
@@ -198,9 +189,7 @@ def resume(root, name: str) -> Run:
     if run.state == "paused":
         return _signal(root, name, signal.SIGCONT)
     if run.state in ("running", "finished"):
-        raise RunError(
-            f"run {name!r} is {run.state}; only a run that is paused, stopped, failed or killed can be resumed."
-        )
+        raise RunError(f"run {name!r} is {run.state}; only a paused, stopped, failed or killed run can be resumed.")
     try:
         config = TrainConfig(**{**run.config, "root": str(root), "name": name})
     except (TypeError, ValueError) as error:
@@ -213,9 +202,7 @@ def delete(root, name: str) -> None:
     run = find(root, name)
     if run.alive:
         raise RunError(f"run {name!r} is {run.state}; stop it before it is deleted.")
-    hidden = run.folder.with_name(
-        f".deleted-{name}"
-    )  # renamed first: a deletion that is interrupted leaves no half run
+    hidden = run.folder.with_name(f".deleted-{name}")  # an interrupted deletion leaves no half run
     shutil.rmtree(hidden, ignore_errors=True)
     run.folder.rename(hidden)
     shutil.rmtree(hidden)
@@ -250,7 +237,7 @@ def archive(checkpoint: Path) -> Path:
     temporary = run / ".download"
     with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as target:
         for file in sorted(checkpoint.iterdir()):
-            if file.name not in TRAINING_FILES:
+            if file.name not in ("training.json", "training_state.bin", saving.MANIFEST):
                 target.write(file, f"{name}/{file.name}")
     for old in run.glob("*.zip"):
         old.unlink()

@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -30,33 +30,11 @@ from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM
 from deepseek.model.moe import DeepseekV3TopkRouter
 from deepseek.training import distributed, job_process
 from deepseek.training.config import TrainConfig, TrainingError
-from deepseek.training.optimizer import learning_rate, load_state_tensors, parameter_groups, state_tensors
-from deepseek.training.validation import evaluate, probe, sample, validation_texts
+from deepseek.training.metrics import TrainStep
+from deepseek.training.validation import evaluate, load_statistics, probe, sample, validation_texts
 
 SEED_TOKENIZER = "HuggingFaceTB/cosmo2-tokenizer"  # of the preset "seed"
-
-
-@dataclass
-class TrainStep:
-    """What one optimizer step did; the fields up to `max_violation` are a line of metrics.jsonl."""
-
-    step: int
-    loss: float  # language modelling, nats per token
-    load_balancing_loss: float  # KL, nats, mean over the MoE layers
-    lr: float
-    grad_norm: float  # before clipping
-    tokens: int  # since the start of the run
-    tokens_per_second: float  # since the step before, its validation, samples and checkpoint included
-    load: list[list[float]]  # (layers, experts), fractions of this step's assignments
-    max_violation: list[float]  # per layer
-    validation: dict | None = None  # val_loss in nats per token, val_bits_per_byte
-    samples: list[dict] | None = None  # prompt, text
-    checkpoint: str | None = None  # the folder saved after this step
-
-    def line(self) -> dict:
-        """The line of metrics.jsonl; a gradient norm that fp16 cannot hold is None, since JSON has no infinity."""
-        values = {k: v for k, v in asdict(self).items() if k not in ("validation", "samples", "checkpoint")}
-        return {**values, "grad_norm": self.grad_norm if math.isfinite(self.grad_norm) else None}
+NOT_FINITE = "step {}: {} is not finite; the last good checkpoint is kept."
 
 
 def new_model(config: TrainConfig):
@@ -67,19 +45,16 @@ def new_model(config: TrainConfig):
     if config.init_from:
         model, tokenizer = loading.load(config.init_from, torch.float32)
         if not isinstance(model, DeepseekV3ForCausalLM) or tokenizer is None:
-            allowed = "it must be a DeepSeek-V3 checkpoint with a tokenizer."
-            raise TrainingError(f"init_from is {config.init_from!r}; {allowed}")
+            raise TrainingError(f"init_from is {config.init_from!r}; it must be a DeepSeek-V3 model with a tokenizer.")
     else:
         tokenizer = new_tokenizer(config)
         eos = tokenizer.eos_token_id
         bos = eos if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         ids = dict(bos_token_id=bos, eos_token_id=eos, pad_token_id=eos)
-        shape = preset(
-            config.preset, **ids, max_position_embeddings=config.max_seq_len
-        )  # no position beyond is trained
-        if len(tokenizer) > shape.vocab_size:
-            sizes = f"{len(tokenizer)} tokens; preset {config.preset} has {shape.vocab_size}"
-            raise TrainingError(f"the tokenizer has {sizes}.")
+        # No position beyond max_seq_len is trained.
+        shape = preset(config.preset, **ids, max_position_embeddings=config.max_seq_len)
+        if (num_tokens := len(tokenizer)) > shape.vocab_size:
+            raise TrainingError(f"tokenizer has {num_tokens} tokens; preset {config.preset} has {shape.vocab_size}.")
         torch.manual_seed(config.seed)
         model = DeepseekV3ForCausalLM(shape)
     model.config.router_aux_loss_coef = config.balance_weight
@@ -144,9 +119,7 @@ class Trainer:
         for layer in self.model.model.layers:
             layer.dropout.p = config.dropout
         self.model.to(group.device).train()
-        self.initial_probe = None
-        if config.probe and not checkpoint:
-            self.initial_probe = probe(self.model, self.tokenizer, config.probe)
+        self.initial_probe = None if checkpoint or not config.probe else probe(self.model, self.tokenizer, config.probe)
         self.forward = group.wrap(self.model, config.shard)
         self.routers = [module for module in self.model.modules() if isinstance(module, DeepseekV3TopkRouter)]
         groups = parameter_groups(self.model, config.weight_decay)
@@ -192,22 +165,15 @@ class Trainer:
         torch.manual_seed((config.seed * 1_000_003 + self.step + (self.group.rank << 40)) % 2**63)
         lm_loss, balancing_loss, counts_LE = self.forward_backward()
         lr, grad_norm = self.optimizer_step(lm_loss + balancing_loss)
-        self.update_expert_bias(counts_LE)
+        for router, counts_E in zip(self.routers, counts_LE):
+            bias_E = router.e_score_correction_bias
+            bias_E.copy_(load_balancing.update_expert_bias(bias_E, counts_E, config.bias_update_rate))
         step_tokens = config.gradient_accumulation_steps * config.batch_size * config.max_seq_len
         self.tokens += step_tokens
         now = time.perf_counter()
-        seconds, self.timestamp = now - self.timestamp, now
-        return TrainStep(
-            step=self.step,
-            loss=lm_loss,
-            load_balancing_loss=balancing_loss,
-            lr=lr,
-            grad_norm=grad_norm,
-            tokens=self.tokens,
-            tokens_per_second=round(step_tokens / seconds, 1),
-            load=[[round(fraction, 4) for fraction in row] for row in load_balancing.load_shares(counts_LE).tolist()],
-            max_violation=[round(v, 4) for v in load_balancing.max_violation(counts_LE).tolist()],
-        )
+        tokens_per_second, self.timestamp = round(step_tokens / (now - self.timestamp), 1), now
+        load = load_statistics(counts_LE)
+        return TrainStep(self.step, lm_loss, balancing_loss, lr, grad_norm, self.tokens, tokens_per_second, **load)
 
     def forward_backward(self) -> tuple[float, float, torch.Tensor]:
         """Accumulates the gradients of a step; returns (lm loss, balancing loss, tokens per expert (L, E)), of all processes."""
@@ -217,7 +183,7 @@ class Trainer:
         counts_LE = torch.zeros(shape_LE, dtype=torch.int64, device=group.device)
         for _ in range(config.gradient_accumulation_steps):
             batch_BS = torch.stack([next(self.data) for _ in range(config.batch_size)])
-            ids_BS = group.local_rows(batch_BS).to(group.device)
+            ids_BS = batch_BS.chunk(group.size)[group.rank].to(group.device)  # the rows of this process
             with torch.autocast(group.device.type, dtype, enabled=dtype is not None):
                 output = self.forward(ids_BS, labels=ids_BS)
                 balancing = output.lm_loss.new_zeros(())
@@ -237,7 +203,7 @@ class Trainer:
 
         Raises TrainingError where `loss` or the gradient norm is not finite.
         """
-        lr = learning_rate(self.config, self.step)
+        lr = self.config.learning_rate(self.step)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = lr
         self.scaler.unscale_(self.optimizer)
@@ -246,18 +212,12 @@ class Trainer:
         # In fp16 an infinite gradient alone is an overflow: the scaler skips the step and lowers its scale, down to 1.
         overflow = self.scaler.is_enabled() and self.scaler.get_scale() > 1
         if not math.isfinite(loss + (0 if overflow else grad_norm)):
-            raise self.non_finite_error(find_non_finite(self.model) or "the loss")
+            raise TrainingError(NOT_FINITE.format(self.step, find_non_finite(self.model) or "the loss"))
         torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.max_grad_norm, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return lr, grad_norm
-
-    def update_expert_bias(self, counts_LE: torch.Tensor) -> None:
-        """Moves every router's bias against the load of this step."""
-        for router, counts_E in zip(self.routers, counts_LE):
-            bias_E = router.e_score_correction_bias
-            bias_E.copy_(load_balancing.update_expert_bias(bias_E, counts_E, self.config.bias_update_rate))
 
     def due(self, every: int) -> bool:
         """Whether something done every `every` steps (0: never) and at the end is due after this step."""
@@ -271,7 +231,7 @@ class Trainer:
         config = self.config
         save = stop or self.due(config.save_every)
         if save and (name := find_non_finite(self.model)):  # the step itself may have overflowed
-            raise self.non_finite_error(name)
+            raise TrainingError(NOT_FINITE.format(self.step, name))
         validate, draw_samples = self.texts and self.due(config.eval_every), self.due(config.sample_every)
         if not (save or validate or draw_samples):
             return
@@ -317,19 +277,39 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.tokens, self.metrics_bytes = state["step"], state["tokens"], state["metrics_bytes"]
 
-    def non_finite_error(self, name: str) -> TrainingError:
-        """The error for a run in which `name` is NaN or infinite."""
-        return TrainingError(f"step {self.step}: {name} is not finite; the last good checkpoint is kept.")
-
 
 def find_non_finite(model) -> str | None:
     """Names the tensor, weight or gradient, in which NaN or infinity began; None where all are finite.
 
     A bad weight makes every gradient bad, and a bad gradient those of all the layers below it.
     """
-    weights = [("weight", name, parameter) for name, parameter in model.named_parameters()]
-    gradients = [("gradient of", name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
-    for label, name, tensor in weights + gradients[::-1]:
-        if not distributed.full_tensor(tensor).isfinite().all():
-            return f"{label} {name}"
-    return None
+    weights = [(f"weight {name}", parameter) for name, parameter in model.named_parameters()]
+    gradients = [(f"gradient of {name}", p.grad) for name, p in model.named_parameters() if p.grad is not None]
+    tensors = weights + gradients[::-1]
+    return next((name for name, tensor in tensors if not distributed.full_tensor(tensor).isfinite().all()), None)
+
+
+def parameter_groups(model, weight_decay: float) -> list[dict]:
+    """AdamW groups: matrices decay; vectors (norms and biases) do not."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+
+
+def state_tensors(optimizer) -> dict[str, torch.Tensor]:
+    """The optimizer's state as named tensors, gathered where they are sharded."""
+    state = optimizer.state_dict()["state"]
+    named = ((f"optimizer.{i}.{key}", tensor) for i, values in state.items() for key, tensor in values.items())
+    return {name: distributed.full_tensor(tensor) for name, tensor in named}
+
+
+def load_state_tensors(optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Restores the optimizer's state from `state_tensors`, sharded as its parameters are."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    values: dict[int, dict] = {}
+    for name, tensor in tensors.items():
+        _, index, key = name.split(".")
+        values.setdefault(int(index), {})[key] = distributed.shard_like(tensor, parameters[int(index)])
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": values})

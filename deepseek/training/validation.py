@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from deepseek.data.dataloader import held_out
 from deepseek.data.file_formats import DataError
@@ -37,11 +38,11 @@ def validation_texts(config) -> list[str]:
     return texts
 
 
-def sample(model, tokenizer, seed: int, temperature: float = 0.8, max_new_tokens: int = 100) -> list[dict]:
+def sample(model, tokenizer, seed: int) -> list[dict]:
     """Continuations of SAMPLE_PROMPTS: [{"prompt", "text"}], where text includes the prompt."""
     model.eval()
     samples = []
-    options = dict(do_sample=True, temperature=temperature, top_k=50, max_new_tokens=max_new_tokens)
+    options = dict(do_sample=True, temperature=0.8, top_k=50, max_new_tokens=100)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for prompt in SAMPLE_PROMPTS:
@@ -95,23 +96,27 @@ def evaluate(model, tokenizer, texts, max_seq_len: int, batch_size: int = 8) -> 
     windows.sort(key=len)  # less padding per batch
     was_training = model.training
     model.eval()
-    nats, tokens, counts_LE = 0.0, 0, None
+    nats, tokens, batch_counts = 0.0, 0, []
     for start in range(0, len(windows), batch_size):
-        rows = windows[start : start + batch_size]
-        length = len(rows[-1])
-        ids_BS = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=model.device)
-        mask_BS = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows], device=model.device)
-        output = model(ids_BS, attention_mask=mask_BS, use_cache=False, output_router_indices=True)
-        labels = ids_BS[:, 1:].masked_fill(mask_BS[:, 1:] == 0, -100)
-        nats += F.cross_entropy(output.logits[:, :-1].float().flatten(0, 1), labels.flatten(), reduction="sum").item()
+        rows = [torch.tensor(ids) for ids in windows[start : start + batch_size]]
+        labels_BS = pad_sequence(rows, batch_first=True, padding_value=-100).to(model.device)
+        mask_BS = (labels_BS != -100).long()
+        output = model(labels_BS * mask_BS, attention_mask=mask_BS, use_cache=False, output_router_indices=True)
+        logits, labels = output.logits[:, :-1].float().flatten(0, 1), labels_BS[:, 1:].flatten()
+        nats += F.cross_entropy(logits, labels, reduction="sum").item()
         tokens += int(mask_BS[:, 1:].sum())
         if output.router_indices:
             num_experts, mask = model.config.n_routed_experts, mask_BS.flatten()
-            counts = torch.stack([tokens_per_expert(layer, num_experts, mask) for layer in output.router_indices])
-            counts_LE = counts if counts_LE is None else counts_LE + counts
+            counts = [tokens_per_expert(layer, num_experts, mask) for layer in output.router_indices]
+            batch_counts.append(torch.stack(counts))
     model.train(was_training)
-    violation, load = [], []
-    if counts_LE is not None:
-        violation = [round(v, 4) for v in max_violation(counts_LE).tolist()]
-        load = [[round(fraction, 4) for fraction in row] for row in load_shares(counts_LE).tolist()]
-    return Evaluation(nats / tokens, nats / math.log(2) / num_bytes, tokens, num_bytes, violation, load)
+    load = load_statistics(sum(batch_counts)) if batch_counts else dict(load=[], max_violation=[])
+    return Evaluation(nats / tokens, nats / math.log(2) / num_bytes, tokens, num_bytes, **load)
+
+
+def load_statistics(counts_LE: torch.Tensor) -> dict:
+    """`load`, (layers, experts) fractions of the assignments, and `max_violation`, per layer, both to 4 digits."""
+    return {
+        "load": [[round(fraction, 4) for fraction in row] for row in load_shares(counts_LE).tolist()],
+        "max_violation": [round(violation, 4) for violation in max_violation(counts_LE).tolist()],
+    }

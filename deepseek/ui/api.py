@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import fields
 from inspect import Parameter, Signature
 from statistics import fmean
@@ -16,38 +17,35 @@ from deepseek.model import load_balancing
 from deepseek.settings.aliases import rename
 from deepseek.training import runs
 from deepseek.training.config import TrainConfig
-from deepseek.ui.components.comparison import changed_settings, sample_stats
 from deepseek.ui.components.run_view import run_choices
 from deepseek.ui.components.traces import ablate_layers, trace_long, trace_text
 from deepseek.ui.components.train_form import free_name
-from deepseek.ui.errors import user_error, user_errors
-from deepseek.ui.generation import GENERATION_QUEUE, MODEL_QUEUE, first_difference, side_by_side
+from deepseek.ui.errors import user_errors
+from deepseek.ui.generation import GENERATION_QUEUE, MODEL_QUEUE, first_difference, interleave
 from deepseek.ui.generation import generate as generate_text
 from deepseek.ui.server import access_control, model_registry
 from deepseek.ui.tabs import train
+from deepseek.ui.tabs.compare import changed_settings, sample_stats
 
-# Settings of /train_start, in the order of its positional arguments, with the defaults that are not TrainConfig's.
+# Settings of /train_start, in the order of its positional arguments.
 TRAIN_SETTINGS = ("name", "preset", "init_from", "data", "max_steps", "batch_size", "max_seq_len", "lr", "balance_weight",
                   "save_every", "seed")  # fmt: skip
-TRAIN_DEFAULTS = dict(name="", preset="tiny", max_steps=300)
 
 
-def argument(name: str, type, default=Parameter.empty) -> Parameter:
-    """An argument of an endpoint."""
-    return Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, annotation=type, default=default)
-
-
-def setting_arguments(settings_class, names=None, **defaults) -> list[Parameter]:
-    """An argument for every field of a dataclass of settings, or for those in `names`."""
+def setting_arguments(settings_class, names=None, **defaults) -> dict[str, tuple]:
+    """{name: (type, default)} of every field of a dataclass of settings, or of those in `names`."""
     types, neutral = {f.name: f.type for f in fields(settings_class)}, settings_class()
-    return [argument(name, types[name], defaults.get(name, getattr(neutral, name))) for name in names or types]
+    return {name: (types[name], defaults.get(name, getattr(neutral, name))) for name in names or types}
 
 
-def set_arguments(function, arguments: list[Parameter]) -> list[str]:
-    """Has gr.api read these arguments from a `function(*values)`, which is annotated with its result; returns their names."""
-    function.__signature__ = Signature(arguments, return_annotation=function.__annotations__["return"])
-    function.__annotations__ |= {a.name: a.annotation for a in arguments}
-    return [a.name for a in arguments]
+def set_arguments(function, arguments: dict[str, tuple]) -> None:
+    """Has gr.api read arguments {name: (type, default)} from a `function(*values)`, which is annotated with its result."""
+    parameters = [
+        Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, annotation=type, default=default)
+        for name, (type, default) in arguments.items()
+    ]
+    function.__signature__ = Signature(parameters, return_annotation=function.__annotations__["return"])
+    function.__annotations__ |= {name: type for name, (type, _) in arguments.items()}
 
 
 def require(name: str, value, type: type, rule: str) -> None:
@@ -109,24 +107,16 @@ def routing_difference(a: list[Routing], b: list[Routing]) -> dict:
 
 def parse_interventions(value) -> list[Intervention]:
     """Interventions from JSON. Raises ValueError. The model that runs them refuses an expert that it lacks."""
-    try:
+    with suppress(TypeError):
         interventions = [Intervention(**item) for item in value]
         if all(isinstance(i.expert, int) and isinstance(i.layer, int | None) for i in interventions):
             return interventions
-    except TypeError:
-        pass
     rule = "they must be a list of objects with expert, action and, unless for all layers, layer"
     raise ValueError(f"interventions are {value!r:.60}; {rule}.")
 
 
 def build(checkpoint: str) -> None:
     """Adds all endpoints to the page under construction; `checkpoint` is the page's own."""
-    build_inference(checkpoint)
-    build_training()
-
-
-def build_inference(checkpoint: str) -> None:
-    """Adds /generate, /trace and /compare, which use `checkpoint`, to the page under construction."""
 
     def generate(*values) -> Iterator[dict]:
         """Continues a prompt. Streams {"text", "tokens", "seconds", "seed", "finish_reason"} as the text grows; finish_reason
@@ -154,10 +144,13 @@ def build_inference(checkpoint: str) -> None:
                 answer["traces"] = [token.as_dict() for token in generation.tokens]
             yield answer
 
-    more = [argument("traces", bool, False), argument("interventions", list[dict], [])]
-    arguments = set_arguments(
-        generate, [argument("prompt", str), *setting_arguments(SamplingParams, stop=[], seed=-1), *more]
-    )
+    arguments = {
+        "prompt": (str, Parameter.empty),
+        **setting_arguments(SamplingParams, stop=[], seed=-1),
+        "traces": (bool, False),
+        "interventions": (list[dict], []),
+    }
+    set_arguments(generate, arguments)
 
     def trace(text: str, attention_layer: int = -1, other: str = "", losses: bool = False) -> dict:
         """What the model does with a text: {"ids", "tokens", "probabilities", "routing": [{"layer", "indices", "weights",
@@ -185,9 +178,7 @@ def build_inference(checkpoint: str) -> None:
             other_routing = trace_long(model, tokenizer, other).routing
             answer["compared"] = traced.routing and routing_difference(traced.routing, other_routing)
         if losses:
-            rows = {}
-            for rows in ablate_layers(model, tokenizer, text, [r.layer for r in traced.routing]):  # noqa: B007
-                pass
+            *_, rows = {}, *ablate_layers(model, tokenizer, text, [r.layer for r in traced.routing])
             answer["loss_change"] = list(rows.values())
         return answer
 
@@ -200,7 +191,7 @@ def build_inference(checkpoint: str) -> None:
                 raise ValueError("seed is None; it must be a whole number, the same for both sides.")
             sides = side_params("a", a, seed), side_params("b", b, seed)
         opened = model_registry.get_model(checkpoint)
-        *_, generations = side_by_side(opened, opened, prompt, *sides)
+        *_, generations = interleave([generate_text(*opened, prompt, params) for params in sides])
         texts = {
             name: {"text": generation.text[len(prompt) :], "figures": sample_stats(generation)}
             for name, generation in zip("ab", generations)
@@ -209,8 +200,10 @@ def build_inference(checkpoint: str) -> None:
         return {**texts, "first_difference": first_difference(*generations), "settings": changed}
 
     gr.api(compare_texts, api_name="compare", **GENERATION_QUEUE)
-    gr.api(generate, api_name="generate", **GENERATION_QUEUE)
-    gr.api(trace, api_name="trace", **MODEL_QUEUE)
+    gr.api(generate, **GENERATION_QUEUE)
+    gr.api(trace, **MODEL_QUEUE)
+    for endpoint in (train_start, train_status, train_stop):
+        gr.api(endpoint)
 
 
 def side_params(name: str, settings, seed: int) -> SamplingParams:
@@ -228,12 +221,10 @@ def train_status(name: str = "") -> dict:
     "checkpoint" (path of the newest, or null), "metrics" (its last line), "validation" (its last one)}. Without a name: the
     run in progress, or else the newest. Refuses an unknown name.
     """
-    try:
+    with user_errors():
         name = next((name for _, name in run_choices()), "") if name == "" else name
         run = runs.find(runs.ROOT, name)
         lines, _ = runs.metrics(run.folder)
-    except (ValueError, TypeError) as error:
-        raise user_error(error) from error
     return {
         **{field: getattr(run, field) for field in ("name", "state", "reason", "step", "steps")},
         "checkpoint": run.checkpoint and str(run.checkpoint),
@@ -242,32 +233,26 @@ def train_status(name: str = "") -> dict:
     }
 
 
-def build_training() -> None:
-    """Adds /train_start, /train_status and /train_stop to the page under construction."""
+def train_start(*values) -> dict:
+    """Starts a run in the background and answers with its /train_status. The settings are those of TrainConfig; without
+    a name the run gets a free one. On a public Space all but a small run needs the owner's `secret`.
+    """
+    *values, secret = values
+    settings = dict(zip(TRAIN_SETTINGS, values), root=runs.ROOT)
+    if settings["name"] == "":
+        settings["name"] = free_name()
+    with user_errors():
+        config = TrainConfig(**settings)
+        access_control.check_access(config, secret)
+    return train_status(train.start_run(config).name)
 
-    def train_start(*values) -> dict:
-        """Starts a run in the background and answers with its /train_status. The settings are those of TrainConfig; without
-        a name the run gets a free one. On a public Space all but a small run needs the owner's `secret`.
-        """
-        *values, secret = values
-        settings = dict(zip(TRAIN_SETTINGS, values), root=runs.ROOT)
-        if settings["name"] == "":
-            settings["name"] = free_name()
-        try:
-            config = TrainConfig(**settings)
-            access_control.check_access(config, secret)
-        except (ValueError, TypeError) as error:
-            raise user_error(error) from error
-        return train_status(train.start_run(config).name)
 
-    def train_stop(name: str = "", secret: str = "") -> dict:
-        """Asks a run, or the one in progress, to save a checkpoint and end; answers with its /train_status."""
-        name = train_status(name)["name"]
-        train.control_run("stop", name, secret)
-        return train_status(name)
+train_arguments = setting_arguments(TrainConfig, TRAIN_SETTINGS, name="", preset="tiny", max_steps=300)
+set_arguments(train_start, train_arguments | {"secret": (str, "")})
 
-    settings = setting_arguments(TrainConfig, TRAIN_SETTINGS, **TRAIN_DEFAULTS)
-    set_arguments(train_start, [*settings, argument("secret", str, "")])
-    gr.api(train_start, api_name="train_start")
-    gr.api(train_status, api_name="train_status")
-    gr.api(train_stop, api_name="train_stop")
+
+def train_stop(name: str = "", secret: str = "") -> dict:
+    """Asks a run, or the one in progress, to save a checkpoint and end; answers with its /train_status."""
+    name = train_status(name)["name"]
+    train.control_run("stop", name, secret)
+    return train_status(name)

@@ -2,14 +2,16 @@
 
 import random
 import time
+from contextlib import closing
 from dataclasses import replace
+from itertools import zip_longest
 
 from deepseek.inference.engine import TokenTrace
 from deepseek.inference.sampling import SamplingParams
 from deepseek.interpret.trace import routers
 from deepseek.model.config import num_experts
 from deepseek.ui.components.token_strip import generated_line, head_line, mark_line
-from deepseek.ui.errors import user_error
+from deepseek.ui.errors import user_error, user_errors
 from deepseek.ui.server import model_registry
 
 EXAMPLES = [
@@ -88,7 +90,7 @@ def generate(model, tokenizer, prompt: str, params: SamplingParams, forced_token
     generation.lines.append(head_line(sorted(routers(model)), num_experts(model.config), prompt))
     start, last_update = time.monotonic(), 0.0
     tokens = model_registry.stream(model, tokenizer, prompt, params, generation.forced_tokens, interventions)
-    try:
+    with user_errors(), closing(tokens):
         for token in tokens:
             generation.tokens.append(token)
             generation.lines.append(generated_line(token))
@@ -101,10 +103,6 @@ def generate(model, tokenizer, prompt: str, params: SamplingParams, forced_token
             if now - last_update > max(REDRAW_S, model_registry.num_active_requests() / MAX_UPDATES_PER_S):
                 last_update = now
                 yield generation
-    except ValueError as error:
-        raise user_error(error) from error
-    finally:
-        tokens.close()
     yield generation
 
 
@@ -114,27 +112,18 @@ def first_difference(a: Generation, b: Generation) -> int | None:
     return next((position for position, (token_a, token_b) in pairs if token_a.id != token_b.id), None)
 
 
-def side_by_side(model_a, model_b, prompt: str, params_a: SamplingParams, params_b: SamplingParams):
-    """`interleave` of one prompt under two settings; each model is a (model, tokenizer). Raises gr.Error."""
-    return interleave([generate(*model_a, prompt, params_a), generate(*model_b, prompt, params_b)])
-
-
 def interleave(sides: list):
     """Yields (Generation, Generation) while two `generate`s take turns. The strips mark the first difference."""
-    latest, marked = [None, None], False
+    latest, marked = (None, None), False
     try:
-        while any(sides):
-            for index, side in enumerate(sides):
-                if side:
-                    latest[index] = next(side)
-                    if latest[index].finish_reason:
-                        sides[index] = None
+        for updates in zip_longest(*sides):  # None for a side that has ended
+            latest = tuple(update or previous for update, previous in zip(updates, latest))
             position = first_difference(*latest)
             if position is not None and not marked:
                 for generation in latest:
                     generation.lines.append(mark_line(position))
                 marked = True
-            yield tuple(latest)
+            yield latest
     finally:
-        for side in filter(None, sides):
+        for side in sides:
             side.close()

@@ -9,7 +9,7 @@ from deepseek.inference.sampling import SamplingParams
 from deepseek.interpret.trace import trace
 from deepseek.ui import api
 from deepseek.ui.components import sampler_controls
-from deepseek.ui.components.traces import EXAMPLE_TEXTS, example_text, trace_long
+from deepseek.ui.components.traces import EXAMPLE_TEXTS, trace_long
 from deepseek.ui.generation import EXAMPLES, UNQUEUED, generate
 from deepseek.ui.server import validated_blocks
 from deepseek.ui.server.model_registry import NUM_THREADS
@@ -37,7 +37,7 @@ def build(model, tokenizer, start_workers: Callable[[], None]) -> gr.Blocks:
                 train.build(demo, tab["Train"], tabs)
             with tab["Model"]:
                 model_info.build(model, tab["Model"], checkpoint, headline)
-            examples = {name: trace_long(model, tokenizer, example_text(name)) for name in EXAMPLE_TEXTS}
+            examples = {name: trace_long(model, tokenizer, text) for name, text in EXAMPLE_TEXTS.items()}
             start_workers()
             preset = sampler_controls.PRESETS[sampler_controls.DEFAULT_PRESET]
             *_, first = generate(model, tokenizer, EXAMPLES[0], SamplingParams(**preset, max_new_tokens=64, seed=7))

@@ -206,6 +206,7 @@ def test_ablation_effects_are_the_differences_of_two_passes(model, tokenizer):
         ([Intervention(-1, "off")], "expert is -1; it must be from 0 to 7"),
         ([Intervention(1.5, "off")], "expert is 1.5; it must be"),
         ([Intervention(1, "dim")], "action is 'dim'; it must be one of off, force"),
+        ([Intervention(1, ["off"])], r"action is \['off'\]; it must be one of off, force"),
         ([Intervention(1, "off", 0)], "layer is 0; it must be one with experts: 1, 2"),
         ([Intervention(1, "off"), Intervention(1, "force", 2)], "expert 1 is switched off and forced at once"),
         (

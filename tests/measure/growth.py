@@ -34,7 +34,7 @@ def decoding(name: str, rounds: int) -> dict[tuple[str, int], float]:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         DeepseekV3ForCausalLM(preset(name)).save_pretrained(folder)
-        engines = [bench.Ours(folder, "bf16"), bench.Stock(folder, "bf16")]
+        engines = [bench.Engine(engine, "bf16", folder) for engine in bench.MODELS]
     longest = preset(name).max_position_embeddings - bench.NEW_TOKENS - 2
     contexts = [64, *range(512, longest, 512), longest]
     work = {(e.name, context): partial(bench.decode_rate, e, context) for context in contexts for e in engines}

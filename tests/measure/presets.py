@@ -22,8 +22,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from deepseek import SamplingParams, load, stream
 from deepseek.data.readers import documents
 from deepseek.data.tokenizer import encode_document
-from deepseek.ui.components.comparison import repetition
 from deepseek.ui.components.sampler_controls import PRESETS
+from deepseek.ui.tabs.compare import repetition
 
 PROMPT_TOKENS, MAX_NEW_TOKENS = 12, 150
 GRID = {

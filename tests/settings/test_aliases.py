@@ -6,7 +6,7 @@ import pytest
 
 from deepseek import generate
 from deepseek.inference.sampling import SamplingParams
-from deepseek.settings.aliases import ALIASES, old_names, rename
+from deepseek.settings.aliases import ALIASES, rename
 from deepseek.settings.schema import flag, item_type
 from deepseek.training import config
 from deepseek.training.config import TrainConfig
@@ -19,7 +19,6 @@ def test_old_names_are_renamed_and_present_ones_win():
     values = {"steps": 5, "clip": 0.5, "lr": 1e-3, "max_steps": 9}
     assert rename(values) == {"max_steps": 9, "max_grad_norm": 0.5, "lr": 1e-3}
     assert values["steps"] == 5 and rename({}) == {}
-    assert old_names("init_from") == ["from", "start_from"] and old_names("lr") == []
 
 
 def test_every_alias_leads_to_a_present_name_and_hides_none():

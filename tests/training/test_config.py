@@ -85,3 +85,15 @@ def test_commands_and_run_folders_of_version_0_1_are_read(tmp_path):
     folder, _ = parse(["--root", str(V01 / "runs"), "--name", "old", "--resume"])
     changed = dict(init_from="", data=["tests/fixtures/v0.1/stories.txt"], eval_data=[], sample_every=4)
     assert folder == TrainConfig(**{**expected, **changed, "root": str(V01 / "runs")})
+
+
+def test_learning_rate_warms_up_and_then_falls_or_stays(config):
+    settings = dict(lr=0.1, warmup_steps=10, max_steps=110)
+    cosine, constant = (config(**settings, schedule=name) for name in ("cosine", "constant"))
+    assert [cosine.learning_rate(step) for step in (1, 5, 10)] == pytest.approx([0.01, 0.05, 0.1])
+    assert [cosine.learning_rate(step) for step in (35, 60, 110)] == pytest.approx(
+        [0.1 * (1 + math.cos(math.pi * progress)) / 2 for progress in (25 / 101, 50 / 101, 100 / 101)]
+    )
+    assert cosine.learning_rate(110) > 0, "the last step still trains"
+    assert {constant.learning_rate(step) for step in range(10, 111)} == {0.1}
+    assert config(warmup_steps=0).learning_rate(1) > 0

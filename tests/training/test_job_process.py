@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from deepseek.training import job_process
+from deepseek.training.config import TrainingError
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 
@@ -25,7 +26,7 @@ def child():
 def test_the_lock_is_exclusive_until_it_is_closed(tmp_path):
     descriptor = job_process.lock(tmp_path, "first")
     message = "^run 'first' is in progress; one run trains at a time, stop it first.$"
-    with pytest.raises(job_process.RunInProgress, match=message):
+    with pytest.raises(TrainingError, match=message):
         job_process.lock(tmp_path, "second")
     os.close(descriptor)
     os.close(job_process.lock(tmp_path, "second"))

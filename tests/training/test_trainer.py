@@ -20,7 +20,7 @@ from deepseek.checkpoints.saving import latest_checkpoint, list_checkpoints
 from deepseek.data.file_formats import DataError
 from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM
 from deepseek.training.config import TrainingError, parse
-from deepseek.training.trainer import autocast_dtype, train
+from deepseek.training.trainer import autocast_dtype, parameter_groups, train
 from deepseek.training.validation import SAMPLE_PROMPTS
 
 ROOT = Path(__file__).parents[2]
@@ -276,3 +276,10 @@ def test_bf16_that_is_asked_for_is_computed_in(config, monkeypatch):
     monkeypatch.setattr("deepseek.model.cpu_features.has_amx_tiles", lambda: False)
     fp32, bf16 = (next(train(config(name=name, precision=name))) for name in ("fp32", "bf16"))
     assert bf16.grad_norm != fp32.grad_norm and bf16.grad_norm == pytest.approx(fp32.grad_norm, rel=0.01)
+
+
+def test_matrices_decay_and_vectors_do_not(model):
+    decay, no_decay = parameter_groups(model, 0.1)
+    assert (decay["weight_decay"], no_decay["weight_decay"]) == (0.1, 0.0)
+    assert len(decay["params"]) + len(no_decay["params"]) == len(list(model.parameters()))
+    assert {p.dim() for p in no_decay["params"]} == {1} and min(p.dim() for p in decay["params"]) == 2

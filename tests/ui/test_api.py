@@ -198,8 +198,9 @@ def test_compare_finds_where_two_settings_part(client):
     assert other["first_difference"] is not None and other["settings"] == {"temperature": [3.0, 0.0]}
 
 
-def test_endpoints_start_report_and_stop_a_run(client, training_app):
-    _, root = training_app
+def test_endpoints_start_report_and_stop_a_run(training_app):
+    url, root = training_app
+    client = Client(url, verbose=False)
 
     def call(endpoint, **values):
         return client.predict(**values, api_name=f"/train_{endpoint}")

@@ -8,7 +8,7 @@ from dataclasses import fields
 import gradio as gr
 
 from deepseek.inference.sampling import SAMPLER_ORDERS, SamplingParams
-from deepseek.settings.schema import holds_several
+from deepseek.ui.components.view import setting_control
 from deepseek.ui.errors import user_errors
 from deepseek.ui.generation import UNQUEUED
 
@@ -43,25 +43,19 @@ GROUPS = [  # (accordion or None, {setting: label}), from top to bottom
     }),
     (None, {"stop": "stop strings", "max_new_tokens": "max new tokens"}),
 ]  # fmt: skip
+PRESET_FIELDS = [name for _, labels in GROUPS[:-1] for name in labels]  # how to sample, not where to end
 SCOPE_LABELS = {"all": "prompt and output", "output": "output only"}
 
 
-def _control(name: str, label: str, value) -> gr.components.Component:
-    """The control of one setting, with `value` in it."""
-    metadata = FIELDS[name].metadata
-    options = dict(value=value, label=label, info=metadata["help"])
-    if metadata.get("slider"):
-        low, high, step = metadata["slider"]
-        return gr.Slider(low, high, step=step, **options)
-    if holds_several(FIELDS[name]):
-        return gr.Textbox(lines=1, max_lines=4, **{**options, "value": "", "info": f"{metadata['help']}; one per line"})
-    if metadata["choices"]:
-        return gr.Radio([(SCOPE_LABELS.get(choice, choice), choice) for choice in metadata["choices"]], **options)
-    return gr.Checkbox(**options)
+def sampler_controls(
+    first: str = DEFAULT_PRESET,
+    saved: gr.BrowserState | None = None,
+    parse_saved: Callable[[object], dict] = lambda saved: {},
+) -> tuple[gr.Dropdown, dict[str, gr.components.Component]]:
+    """Draws the controls; returns the dropdown of presets, and by name the controls of all settings but the seed.
 
-
-def sampler_controls(first: str = DEFAULT_PRESET) -> tuple[gr.Dropdown, dict[str, gr.components.Component]]:
-    """Draws the controls; returns the dropdown of presets, and by name the controls of all settings but the seed."""
+    The dropdown sets every control of PRESET_FIELDS, to one of PRESETS or of `parse_saved(saved)`.
+    """
     start, controls = SamplingParams(**PRESETS[first]), {}
     with gr.Row():
         preset = gr.Dropdown(list(PRESETS), value=first, label="preset", scale=3, min_width=120)
@@ -69,39 +63,24 @@ def sampler_controls(first: str = DEFAULT_PRESET) -> tuple[gr.Dropdown, dict[str
     for accordion, labels in GROUPS:
         with gr.Accordion(accordion, open=False) if accordion else nullcontext():
             for name, label in labels.items():
-                controls[name] = _control(name, label, getattr(start, name))
-
-    def order_text(order):
-        return " → ".join(SAMPLER_ORDERS[order])
-
-    order, names, reset = controls["order"], preset_fields(controls), SamplingParams()
-    order.info = order_text(start.order)
-    order.change(lambda order: gr.update(info=order_text(order)), order, order, **UNQUEUED)
-    values = ["neutral", *(gr.update(value=getattr(reset, name)) for name in names)]
-    neutral.click(lambda: values, None, [preset, *(controls[name] for name in names)], **UNQUEUED)
-    return preset, controls
-
-
-def apply_preset(
-    preset: gr.Dropdown,
-    controls: dict,
-    saved: gr.BrowserState | None = None,
-    parse_saved: Callable[[object], dict] = lambda saved: {},
-) -> None:
-    """Has the dropdown set every control but the length, to one of PRESETS or of `parse_saved(saved)`."""
-    names = preset_fields(controls)
+                field, value = FIELDS[name], getattr(start, name)
+                if choices := field.metadata["choices"]:
+                    choices = [(SCOPE_LABELS.get(choice, choice), choice) for choice in choices]
+                    controls[name] = gr.Radio(choices, value=value, label=label, info=field.metadata["help"])
+                else:
+                    controls[name] = setting_control(field, value, label)
+    order, changed = controls["order"], [controls[name] for name in PRESET_FIELDS]
 
     def choose(name, saved=None):
         params = SamplingParams(**{**parse_saved(saved), **PRESETS}.get(name, {}))
-        return [getattr(params, name) for name in names]
+        return [getattr(params, name) for name in PRESET_FIELDS]
 
-    inputs = [preset] if saved is None else [preset, saved]
-    preset.input(choose, inputs, [controls[name] for name in names], **UNQUEUED)
-
-
-def preset_fields(controls: dict) -> list[str]:
-    """The settings of a preset: how to sample, not where to end."""
-    return [name for name in controls if name not in ("max_new_tokens", "stop")]
+    order_info = {name: " → ".join(stages) for name, stages in SAMPLER_ORDERS.items()}
+    order.info = order_info[start.order]
+    order.change(lambda order: gr.update(info=order_info[order]), order, order, **UNQUEUED)
+    neutral.click(lambda: ["neutral", *choose("neutral")], None, [preset, *changed], **UNQUEUED)
+    preset.input(choose, [preset, saved] if saved else [preset], changed, **UNQUEUED)
+    return preset, controls
 
 
 @user_errors()

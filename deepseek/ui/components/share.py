@@ -12,7 +12,7 @@ from deepseek.inference import generation_record
 from deepseek.inference.sampling import SamplingParams
 from deepseek.settings.aliases import rename
 from deepseek.settings.schema import from_text, holds_several
-from deepseek.ui.components.sampler_controls import FIELDS, PRESETS, apply_preset, preset_fields
+from deepseek.ui.components.sampler_controls import FIELDS, PRESET_FIELDS, PRESETS
 from deepseek.ui.errors import user_errors
 from deepseek.ui.generation import UNQUEUED
 from deepseek.ui.server import model_registry
@@ -85,13 +85,13 @@ def add_preset(presets: dict, name: str, settings: dict) -> dict:
     return {**presets, name: settings}
 
 
-def build(demo, generation: gr.State, preset: gr.Dropdown, controls: dict, current: str) -> None:
-    """Draws and wires presets, link and export, for the user's `generation` and the sampler's `controls`.
+def build(
+    demo, generation: gr.State, saved: gr.BrowserState, preset: gr.Dropdown, controls: dict, current: str
+) -> None:
+    """Draws and wires `saved` presets, link and export, for the user's `generation` and the sampler's `controls`.
 
     A link names the checkpoint of its sample if that is not the page's own, `current`.
     """
-    # Outside the accordion: a closed one does not mount what is in it.
-    saved = gr.BrowserState({}, storage_key="deepseek-playground-presets", secret="presets")
     with gr.Accordion("save and share", open=False):
         with gr.Row():
             label = "save these settings as a preset"
@@ -102,10 +102,9 @@ def build(demo, generation: gr.State, preset: gr.Dropdown, controls: dict, curre
         export = gr.Button("Export as JSON, with every trace", size="sm")
         label = "to repeat it: python -m deepseek.generate --repeat FILE"
         file = gr.File(label=label, visible=False, elem_id="export")
-    names = preset_fields(controls)
 
     def save_preset(saved, name, *values):
-        presets = add_preset(valid_presets(saved), name, dict(zip(names, values)))
+        presets = add_preset(valid_presets(saved), name, dict(zip(PRESET_FIELDS, values)))
         return presets, gr.update(choices=[*PRESETS, *presets], value=name.strip()), ""
 
     def list_presets(saved):
@@ -115,8 +114,7 @@ def build(demo, generation: gr.State, preset: gr.Dropdown, controls: dict, curre
         checkpoint = "" if g.checkpoint == current else g.checkpoint
         return gr.update(value=to_query(g.prompt, g.params, g.forced_tokens, checkpoint), visible=True)
 
-    apply_preset(preset, controls, saved, valid_presets)
-    inputs = [saved, name, *(controls[name] for name in names)]
+    inputs = [saved, name, *(controls[name] for name in PRESET_FIELDS)]
     save.click(save_preset, inputs, [saved, preset, name], **UNQUEUED)
     demo.load(list_presets, saved, preset, **UNQUEUED)
     share.click(make_query, generation, link, **UNQUEUED).then(

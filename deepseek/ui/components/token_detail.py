@@ -4,24 +4,20 @@ from pathlib import Path
 
 import gradio as gr
 
-from deepseek.ui.components.figure import figure
 from deepseek.ui.components.token_strip import script_json
+from deepseek.ui.components.view import figure
 from deepseek.ui.plots.routing import normalized
 from deepseek.ui.plots.sampling import funnel
 from deepseek.ui.plots.style import show_invisible
 
 ASSETS = Path(__file__).parents[3] / "assets"
-TEXT_HEADERS = ["position", "token", "probability", "rank", "entropy", "temperature", "layer:experts"]
-CANDIDATE_HEADERS = ["token", "model", "sampler", "removed by"]
 
 
 def _table(script: str, css_class: str, label: str, headers: list[str], value: str, elem_id: str) -> gr.HTML:
     """A table whose rows a script in assets/ makes from `value`."""
     names = "".join(f'<th scope="col">{name}</th>' for name in headers)
-    template = f"""
-        <div class="{css_class}"><table aria-label="{label}">
-          <thead><tr>{names}</tr></thead>
-          <tbody></tbody></table></div>"""
+    table = f'<table aria-label="{label}"><thead><tr>{names}</tr></thead><tbody></tbody></table>'
+    template = f'<div class="{css_class}">{table}</div>'
     code = (ASSETS / script).read_text("utf-8")
     return gr.HTML(html_template=template, js_on_load=code, value=value, elem_id=elem_id)
 
@@ -45,7 +41,7 @@ def heading(generation, index: int) -> str:
         layers = []
         for layer, chosen in sorted(token.experts.items()):
             experts, weights = zip(*chosen)
-            percents = (f"{expert} ({share:.0%})" for expert, share in zip(experts, normalized(weights)))
+            percents = (f"{expert} ({weight:.0%})" for expert, weight in zip(experts, normalized(weights)))
             layers.append(f"layer {layer}: {', '.join(percents)}")
         text += "\n\nRouted to experts " + " · ".join(layers)
     return text + "\n\nSampler order: model → " + " → ".join(stage.name for stage in token.stages)
@@ -53,14 +49,13 @@ def heading(generation, index: int) -> str:
 
 def rows(generation) -> str:
     """The value of the text's table: one row per token."""
-
-    def row(position, token):
+    table = []
+    for position, token in enumerate(generation.tokens, 1):
         layers = sorted(token.experts.items())
-        experts = " ".join(f"{layer}:" + "+".join(str(e) for e, _ in chosen) for layer, chosen in layers)
+        experts = " ".join(f"{layer}:" + "+".join(str(expert) for expert, _ in chosen) for layer, chosen in layers)
         numbers = [f"{token.probability:.1%}", token.rank, f"{token.entropy:.2f}", f"{token.temperature:.2f}"]
-        return [position, show_invisible(token.text), *numbers, experts]
-
-    return script_json([row(position, token) for position, token in enumerate(generation.tokens, 1)])
+        table.append([position, show_invisible(token.text), *numbers, experts])
+    return script_json(table)
 
 
 def candidates(token) -> str:
@@ -88,15 +83,16 @@ def show(generation, index: int):
 
 def text_table(generation) -> gr.HTML:
     """Draws the text as a plain table, for screen readers and for copying."""
+    headers = ["position", "token", "probability", "rank", "entropy", "temperature", "layer:experts"]
     label = "the text, one row per token"
-    return _table("table.js", "candidates long", label, TEXT_HEADERS, rows(generation), "text-table")
+    return _table("table.js", "candidates long", label, headers, rows(generation), "text-table")
 
 
 def build(generation):
     """Draws the panel for the first token of `generation`; returns its (heading, funnel, candidates) components."""
     text, plot, value = show(generation, 0)
     head = gr.Markdown(text, elem_id="token-heading")
-    plot = figure(plot, "funnel", elem_classes="wide", elem_id="funnel")
+    plot = figure(plot, "funnel", elem_classes="wide")
     with gr.Accordion("candidates: click one to continue from here with it", open=False):
-        label = "candidates of the selected token"
-        return head, plot, _table("candidates.js", "candidates", label, CANDIDATE_HEADERS, value, "candidates")
+        label, headers = "candidates of the selected token", ["token", "model", "sampler", "removed by"]
+        return head, plot, _table("candidates.js", "candidates", label, headers, value, "candidates")

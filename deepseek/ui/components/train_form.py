@@ -13,6 +13,7 @@ from deepseek.model.config import PRESETS
 from deepseek.settings.schema import from_text, holds_several
 from deepseek.training import runs
 from deepseek.training.config import PRESET_DEFAULTS, TrainConfig
+from deepseek.ui.components.view import setting_control
 from deepseek.ui.generation import UNQUEUED
 from deepseek.ui.server import access_control
 from deepseek.ui.server.model_registry import DEMO
@@ -40,28 +41,30 @@ def build() -> dict[str, gr.components.Component]:
         c["name"] = gr.Textbox(free_name(), label="name", info="of the run and its folder", min_width=150)
         info = "of a new model; also sets suitable values below"
         c["preset"] = gr.Dropdown(presets, value=presets[0], label="model size", info=info, min_width=150)
-        c["init_from"] = gr.Dropdown(
-            init_choices(), value="", label="initial weights", info="new, or from a checkpoint", min_width=220
-        )
+        options = dict(label="initial weights", info="new, or from a checkpoint", min_width=220)
+        c["init_from"] = gr.Dropdown(init_choices(), value="", **options)
     with gr.Row():
         c["source"] = gr.Radio(SOURCES, value=BUILTIN, label="training data", scale=2, min_width=300)
         with gr.Column(scale=2, min_width=260):
-            c["file"] = gr.File(
-                file_types=SUFFIXES, label=f"{', '.join(SUFFIXES)}; up to 1 GB", visible=False, height=110
-            )
+            label = f"{', '.join(SUFFIXES)}; up to 1 GB"
+            c["file"] = gr.File(file_types=SUFFIXES, label=label, visible=False, height=110)
             c["hub"] = gr.Textbox(label="Hub id", placeholder="roneneldan/TinyStories", visible=False)
     defaults = preset_values(presets[0])
+
+    def control(name):
+        label = FIELDS[name].metadata.get("label", name.replace("_", " "))
+        return setting_control(FIELDS[name], defaults[name], label, min_width=200)
+
     with gr.Row():
-        c |= {name: control(FIELDS[name], defaults[name]) for name in BASIC}
+        c |= {name: control(name) for name in BASIC}
     with gr.Accordion("all settings", open=False), gr.Row():
-        c |= {name: control(FIELDS[name], defaults[name]) for name in FIELDS if name not in BASIC + SPECIAL}
+        c |= {name: control(name) for name in FIELDS if name not in BASIC + SPECIAL}
 
     def choose_source(source):
         return gr.update(visible=source == UPLOAD), gr.update(visible=source == HUB)
 
     def choose_preset(preset):
-        values = preset_values(preset)
-        return [values[name] for name in PRESET_FIELDS]
+        return [preset_values(preset)[name] for name in PRESET_FIELDS]
 
     c["source"].change(choose_source, c["source"], [c["file"], c["hub"]], **UNQUEUED)
     c["preset"].input(choose_preset, c["preset"], [c[name] for name in PRESET_FIELDS], **UNQUEUED)
@@ -71,22 +74,6 @@ def build() -> dict[str, gr.components.Component]:
 def preset_values(preset: str) -> dict:
     """The form's initial value of every field, by preset."""
     return asdict(TrainConfig(**FORM_DEFAULTS.get(preset, {})))
-
-
-def control(field, default) -> gr.components.Component:
-    """The control of one field of TrainConfig, with the value `default`."""
-    label = field.metadata.get("label", field.name.replace("_", " "))
-    options = dict(label=label, info=field.metadata["help"], min_width=200)
-    if field.metadata["choices"]:
-        return gr.Dropdown(field.metadata["choices"], value=default, **options)
-    if isinstance(default, bool):
-        return gr.Checkbox(default, **options)
-    if isinstance(default, list):
-        options["info"] += "; one per line"
-        return gr.Textbox("\n".join(map(str, default)), lines=1, max_lines=4, **options)
-    if isinstance(default, str):
-        return gr.Textbox(default, max_lines=2, **options)
-    return gr.Number(default, precision=0 if isinstance(default, int) else None, **options)
 
 
 def free_name() -> str:
@@ -106,38 +93,30 @@ def parse(values: dict, secret: str) -> TrainConfig:
 
     Raises ValueError with one sentence.
     """
-    settings = {name: parse_field(name, value) for name, value in values.items() if name in FIELDS}
-    file = values["file"] if values["source"] == UPLOAD else None
-    if values["source"] == UPLOAD:
+    settings = {name: value for name, value in values.items() if name in FIELDS}
+    for name in filter(lambda name: holds_several(FIELDS[name]), settings):
+        lines = map(str.strip, str(settings[name]).splitlines())
+        settings[name] = [from_text(FIELDS[name], line) for line in lines if line]
+    file, source = None, readers.BUILTIN
+    if values["source"] == HUB:
+        source = str(values["hub"]).strip()
+    elif values["source"] == UPLOAD:
+        file = values["file"]
         if not file:
             raise ValueError("no file is uploaded; upload one or choose another source.")
         if (size := Path(file).stat().st_size) > MAX_UPLOAD_BYTES:
             raise ValueError(f"the file has {size / 2**30:.1f} GB; it must have at most 1 GB.")
         source = str(Path(runs.ROOT) / str(values["name"]) / access_control.UPLOADS / Path(file).name)
-    else:
-        source = str(values["hub"]).strip() if values["source"] == HUB else readers.BUILTIN
     config = TrainConfig(**{**settings, "root": runs.ROOT, "data": [source]})
     access_control.check_access(config, secret)
     if file:
         if config.run.exists():
             raise ValueError(f"name is {config.name!r}; a run of that name exists already.")
-        check_readable(file)
+        try:
+            if not list(islice(map(len, readers.documents(file)), 64)):
+                raise file_formats.DataError(f"data {file!r} holds no text.")
+        except file_formats.DataError as error:
+            raise ValueError(str(error).replace(repr(file), repr(Path(file).name))) from error
         Path(source).parent.mkdir(parents=True)
         shutil.copyfile(file, source)
     return config
-
-
-def parse_field(name: str, value):
-    """The value of a field from its control, where a list has one item per line."""
-    if not holds_several(FIELDS[name]):
-        return value
-    return [from_text(FIELDS[name], line.strip()) for line in str(value).splitlines() if line.strip()]
-
-
-def check_readable(file: str) -> None:
-    """Raises ValueError with one sentence if the first 64 documents of an upload cannot be read, or are none."""
-    try:
-        if not list(islice(map(len, readers.documents(file)), 64)):
-            raise file_formats.DataError(f"data {file!r} holds no text.")
-    except file_formats.DataError as error:
-        raise ValueError(str(error).replace(repr(file), repr(Path(file).name))) from error

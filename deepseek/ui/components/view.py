@@ -1,12 +1,30 @@
-"""A part of the page that follows the user's checkpoint: redrawn on request, and on opening its tab if it is out of date."""
+"""What tabs are built from: figures, controls, and views that follow the user's checkpoint."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import Field
+from pathlib import Path
 
 import gradio as gr
 
-from deepseek.ui.generation import MODEL_QUEUE
+from deepseek.settings.schema import holds_several, item_type
+from deepseek.ui.generation import MODEL_QUEUE, UNQUEUED
 from deepseek.ui.server import model_registry
+
+CSV_SCRIPT = (Path(__file__).parents[3] / "assets" / "figure.js").read_text("utf-8")
+
+
+def figure(value, name: str, **options) -> gr.Plot:
+    """A gr.Plot of `value`, with the id `name` and a button that downloads its data as `name`.csv.
+
+    `options` are those of gr.Plot. The browser writes the file from the figure it shows. The style sheet hides the button of
+    an empty plot.
+    """
+    with gr.Column(elem_classes="figure"):
+        plot = gr.Plot(value, show_label=False, **{"elem_id": name, **options})
+        button = gr.Button("CSV", size="sm", elem_classes="csv", elem_id=f"csv-{name}")
+    button.click(None, plot, None, js=f"plot => ({CSV_SCRIPT})(plot, {json.dumps(name)})", **UNQUEUED)
+    return plot
 
 
 def text_box(text: str) -> tuple[gr.Textbox, gr.Button]:
@@ -15,59 +33,77 @@ def text_box(text: str) -> tuple[gr.Textbox, gr.Button]:
     return box, gr.Button("Trace", variant="primary")
 
 
+def setting_control(field: Field, value, label: str, **options) -> gr.components.Component:
+    """The control of a setting that settings.schema declares, with `value` in it; `options` are gradio's."""
+    metadata = field.metadata
+    options = dict(value=value, label=label, info=metadata["help"], **options)
+    if metadata.get("slider"):
+        low, high, step = metadata["slider"]
+        return gr.Slider(low, high, step=step, **options)
+    if metadata["choices"]:
+        return gr.Dropdown(metadata["choices"], **options)
+    if holds_several(field):
+        options |= dict(value="\n".join(map(str, value)), info=f"{metadata['help']}; one per line")
+        return gr.Textbox(lines=1, max_lines=4, **options)
+    if item_type(field) is str:
+        return gr.Textbox(max_lines=2, **options)
+    if item_type(field) is bool:
+        return gr.Checkbox(**options)
+    return gr.Number(precision=0 if item_type(field) is int else None, **options)
+
+
 def checkpoint_choice(path: str, current: str) -> dict:
     """The update of a dropdown of checkpoints to the user's, `path`, on a page built for `current`."""
     return gr.update(choices=list(dict.fromkeys([*model_registry.choices(current), path])), value=path)
 
 
-@dataclass
-class View:
-    """`redraw(model, tokenizer, *values of inputs)` yields the values of `outputs`.
+def connect_view(
+    redraw: Callable[..., Iterator],
+    inputs: Sequence,
+    outputs: Sequence,
+    checkpoint: gr.State,
+    requested: list,
+    opened: list,
+    num_watched: int = 0,
+    fitted: Sequence = (),
+    fit: Callable[..., list[dict]] = lambda model: [],
+    is_drawn: bool = True,
+    sub_tab: tuple[gr.State, str] | None = None,
+    **options,
+):
+    """Redraws a view on the events `requested`, and if out of date on the events `opened`; returns both lists of listeners.
 
-    The view is out of date if it shows another checkpoint than the user's, or other values of the first `num_watched` inputs.
-    For another checkpoint `fit(model)` gives the properties (value, choices, maximum) of the inputs in `fitted`.
+    `redraw(model, tokenizer, *values of inputs)` yields the values of `outputs`. The view is out of date unless it shows the
+    user's checkpoint and the present values of the first `num_watched` inputs; at first it shows nothing, or if `is_drawn`
+    the page's own checkpoint. For another checkpoint `fit(model)` gives the properties (value, choices, maximum) of the
+    inputs in `fitted`. A view in a sub-tab gives (State with the open sub-tab's name, its own name). `options` are those of
+    a gradio event.
     """
+    shows = (checkpoint.value, *(block.value for block in inputs[:num_watched])) if is_drawn else None
+    drawn = gr.State(shows, time_to_live=3600)
+    open_tab, name = sub_tab or (checkpoint, None)
+    all_inputs, all_outputs = [checkpoint, *inputs], [*outputs, drawn]
+    options = {**dict(api_visibility="private", show_progress="minimal"), **MODEL_QUEUE, **options}
 
-    redraw: Callable[..., Iterator]
-    inputs: list
-    outputs: list
-    num_watched: int = 0
-    fitted: list = field(default_factory=list)
-    fit: Callable[..., list[dict]] = lambda model: []
+    # The page shows a redraw's gr.Progress only if some function has it as a default.
+    def on_request(_progress=gr.Progress(), path="", *values):  # noqa: B008
+        for shown in redraw(*model_registry.get_model(path), *values):
+            yield [*shown, (path, *values[:num_watched])]
 
-    def connect(
-        self, checkpoint: gr.State, requested: list, opened: list, drawn: tuple | None, sub_tab=None, **options
-    ):
-        """Redraws on the events `requested`, and if out of date on the events `opened`; returns both lists of listeners.
+    def on_open(open_name, drawn, path, *values):
+        updates = [gr.skip() for _ in fitted]
+        if drawn and tuple(drawn) == (path, *values[:num_watched]) or name is not None and open_name != name:
+            yield [*(gr.skip() for _ in all_outputs), *updates]
+            return
+        if not drawn or path != drawn[0]:
+            properties = fit(model_registry.get_model(path)[0])
+            updates = [gr.update(**each) for each in properties]
+            fitted_value = {inputs.index(block): each["value"] for block, each in zip(fitted, properties)}
+            values = [fitted_value.get(index, value) for index, value in enumerate(values)]
+        for drawing in on_request(None, path, *values):
+            yield [*drawing, *updates]
 
-        `drawn` is what the view shows now: (checkpoint, *watched values), None for nothing. A view in a sub-tab gives
-        `sub_tab`, (State with the open sub-tab's name, its own name). `options` are those of a gradio event.
-        """
-        drawn = gr.State(drawn, time_to_live=3600)
-        open_tab, name = sub_tab or (checkpoint, None)
-        inputs, outputs = [checkpoint, *self.inputs], [*self.outputs, drawn]
-        options = {**dict(api_visibility="private", show_progress="minimal"), **MODEL_QUEUE, **options}
-
-        # The page shows a redraw's gr.Progress only if some function has it as a default.
-        def on_request(_progress=gr.Progress(), path="", *values):  # noqa: B008
-            for shown in self.redraw(*model_registry.get_model(path), *values):
-                yield [*shown, (path, *values[: self.num_watched])]
-
-        def on_open(open_name, drawn, path, *values):
-            now = (path, *values[: self.num_watched])
-            updates = [gr.skip() for _ in self.fitted]
-            if drawn and tuple(drawn) == now or name is not None and open_name != name:
-                yield [*(gr.skip() for _ in outputs), *updates]
-                return
-            if not drawn or path != drawn[0]:
-                properties = self.fit(model_registry.get_model(path)[0])
-                updates = [gr.update(**each) for each in properties]
-                fitted_value = {self.inputs.index(block): each["value"] for block, each in zip(self.fitted, properties)}
-                values = [fitted_value.get(index, value) for index, value in enumerate(values)]
-            for drawing in on_request(None, path, *values):
-                yield [*drawing, *updates]
-
-        return (
-            [event(on_request, inputs, outputs, **options) for event in requested],
-            [event(on_open, [open_tab, drawn, *inputs], [*outputs, *self.fitted], **options) for event in opened],
-        )
+    return (
+        [event(on_request, all_inputs, all_outputs, **options) for event in requested],
+        [event(on_open, [open_tab, drawn, *all_inputs], [*all_outputs, *fitted], **options) for event in opened],
+    )

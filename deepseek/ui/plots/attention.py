@@ -14,10 +14,9 @@ HOVER = "token %{y}<br>attends to %{x}: %{z}%"
 def attention_map(tokens: list[str], weights_TT, heading: str, first: int = 0) -> go.Figure:
     """One head: how much each token (row) attends to each token (column), in percents."""
     names, axis = style.token_names(tokens, first), style.token_axis(tokens, first)
-    options = dict(zmin=0, zmax=100, colorbar=style.PERCENT_BAR)
-    figure = style.heatmap(style.percent(weights_TT), names, names, 620, HOVER, style.SEQUENTIAL, **options)
-    figure.update_layout(title=style.title(heading)).update_yaxes(**axis)
-    return figure.update_xaxes(**axis, tickangle=-60)
+    weights, options = style.percent(weights_TT), style.PERCENT_SCALE
+    figure = style.heatmap(weights, names, names, 620, HOVER, style.SEQUENTIAL, **options)
+    return figure.update_layout(title_text=heading).update_xaxes(**axis).update_yaxes(**{**axis, "tickangle": 0})
 
 
 def attention_small(tokens: list[str], weights_NTT, titles: list[str], first: int = 0) -> go.Figure:
@@ -32,7 +31,7 @@ def attention_small(tokens: list[str], weights_NTT, titles: list[str], first: in
         options = dict(name=titles[index], coloraxis="coloraxis", hovertemplate=f"{HOVER}<extra></extra>")
         small_map = go.Heatmap(z=style.percent(weights), x=names, y=names, **options)
         figure.add_trace(small_map, index // COLUMNS + 1, index % COLUMNS + 1)
-    scale = dict(cmin=0, cmax=100, colorscale=style.SEQUENTIAL, colorbar=style.PERCENT_BAR)
+    scale = dict(cmin=0, cmax=100, colorscale=style.SEQUENTIAL, colorbar=style.PERCENT_SCALE["colorbar"])
     figure = style.layout(figure, 60 + 220 * rows, coloraxis=scale, margin=dict(l=10, r=10, t=30, b=10))
     figure.update_annotations(font=dict(size=12))
     axis = dict(showticklabels=False, ticks="", showgrid=False, type="category")
@@ -45,4 +44,4 @@ def attention_received(tokens: list[str], received_T, first: int = 0) -> go.Figu
     hover = "%{x}<br>received %{y:.1%}"
     figure = style.grouped_bars(style.token_names(tokens, first), received, 260, hover, style.EXPERT_COLOURS[1:])
     figure.update_yaxes(tickformat=".0%", title="mean attention weight", rangemode="tozero")
-    return figure.update_xaxes(**style.token_axis(tokens, first), tickangle=-60)
+    return figure.update_xaxes(**style.token_axis(tokens, first))

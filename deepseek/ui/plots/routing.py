@@ -1,4 +1,4 @@
-"""Routing of one text: the experts of its tokens, their load and its balance."""
+"""Routing: the experts of a text's tokens, their load and balance, what they specialize in, and how texts differ."""
 
 import numpy as np
 import plotly.graph_objects as go
@@ -7,6 +7,7 @@ from plotly.subplots import make_subplots
 from deepseek.ui.plots import style
 
 MAX_BARS = 16  # more experts are drawn as a heatmap
+MAX_TRANSITIONS = 400  # bands; more cannot be told apart
 DIVERGING = [[0, "rgba(0,114,178,0.7)"], [0.5, "rgba(128,128,128,0.1)"], [1, "rgba(213,94,0,0.7)"]]
 
 
@@ -44,7 +45,7 @@ def expert_map(tokens: list[str], routing) -> go.Figure:
         **(dict(text=top, texttemplate="%{text}") if len(tokens) <= style.MAX_LABELS else {}),
         textfont=dict(color="#111"),
     )
-    return figure.update_xaxes(**style.token_axis(tokens), tickangle=-60)
+    return figure.update_xaxes(**style.token_axis(tokens))
 
 
 def token_path(token: str, index: int, routing) -> go.Figure:
@@ -63,9 +64,7 @@ def token_path(token: str, index: int, routing) -> go.Figure:
             text=[f"{weight:.0%}" for weight in weights],
             textposition="middle right",
             textfont=dict(color=style.TEXT, size=11),
-            line=dict(color=style.TEXT, width=1, dash="dot")
-            if choice
-            else dict(color=style.TEXT, width=2, dash="solid"),
+            line=dict(color=style.TEXT, width=1 if choice else 2, dash="dot" if choice else "solid"),
             marker=dict(
                 color=[style.expert_colour(expert) for expert in chosen],
                 size=[8 + 22 * weight**0.5 for weight in weights],
@@ -73,8 +72,8 @@ def token_path(token: str, index: int, routing) -> go.Figure:
             ),
             hovertemplate="%{x}: expert %{y}, %{text}<extra></extra>",
         )
-    heading = style.title(f"token {index + 1}: {style.label(token)}")
-    figure = style.layout(figure, max(300, 110 + 7 * experts), title=heading, legend=style.legend(-0.15))
+    heading = f"token {index + 1}: {style.label(token)}"
+    style.layout(figure, max(300, 110 + 7 * experts), title_text=heading, legend_y=-0.15)
     figure.update_yaxes(title="expert", range=[-0.8, experts - 0.2], dtick=-(-experts // MAX_BARS))
     return figure.update_xaxes(range=[-0.4, len(names)])  # space for the last weights
 
@@ -87,14 +86,14 @@ def _by_layer_and_expert(values_LE, layers: list[int], middle: float, form: str,
         options = dict(zmid=middle, colorbar=style.colour_bar(tickformat=form))
         return style.heatmap(z, names, x, 150 + 24 * len(x), hover, DIVERGING, **options)
     figure = style.grouped_bars(x, dict(zip(names, zip(*values_LE))), 320, f"%{{x}}, {{name}}: %{{y:{form}}}")
-    return figure.update_layout(legend=style.legend(-0.15)).update_yaxes(tickformat=form, title=axis_title)
+    return figure.update_layout(legend_y=-0.15).update_yaxes(tickformat=form, title=axis_title)
 
 
 def expert_load(load_LE, layers: list[int]) -> go.Figure:
     """Load of each expert (its fraction of the assignments), layer by layer, with a line at an even load."""
     experts = len(load_LE[0])
     figure = _by_layer_and_expert(load_LE, layers, 1 / experts, ".0%", "load")
-    return style.even_line(figure, experts) if experts <= MAX_BARS else figure
+    return _even_line(figure, experts) if experts <= MAX_BARS else figure
 
 
 def ablation_bars(effects_LE, layers: list[int]) -> go.Figure:
@@ -123,3 +122,119 @@ def balance(layers: list[int], violations: list[float], divergences: list[float]
         figure.update_yaxes(range=[0, 1.3 * max(*values, 0.01)], nticks=4, row=row)  # space for the text above the bars
     figure.update_annotations(font=dict(size=12, color=style.TEXT))
     return style.layout(figure, 330, showlegend=False)
+
+
+def vocabulary_specialization(top_tokens: list[list[tuple[str, int, int]]]) -> go.Figure:
+    """A row per expert, its most frequent tokens from left to right, coloured by how often it processed them.
+
+    `top_tokens` is that of `routing_stats.vocabulary_specialization`.
+    """
+    width = max(map(len, top_tokens))
+    padded = [row + [("", 0, 0)] * (width - len(row)) for row in top_tokens]
+    figure = style.heatmap(
+        [[count for _, count, _ in row] for row in padded],
+        [f"{rank}." for rank in range(1, width + 1)],
+        [f"expert {expert}" for expert in range(len(padded))],
+        90 + 30 * len(padded),
+        "%{y}, %{customdata}",
+        style.SEQUENTIAL,
+        gap=2,
+        text=[[style.label(token) if count else "" for token, count, _ in row] for row in padded],
+        texttemplate="%{text}",
+        textfont=dict(color=style.TEXT, size=12),
+        customdata=[
+            [f"{style.label(token)}: {count} of its {total}" if count else "" for token, count, total in row]
+            for row in padded
+        ],
+        colorbar=style.colour_bar(title=dict(text="times", side="top")),
+    )
+    return figure.update_yaxes(dtick=1).update_xaxes(type="category", side="top")
+
+
+def co_activation(ratio_EE) -> go.Figure:
+    """Pairs of experts: how often they are chosen together, in powers of 2 around what their loads alone predict."""
+    ratio_EE = np.asarray(ratio_EE, dtype=float)
+    experts = [str(expert) for expert in range(len(ratio_EE))]
+    small = len(experts) <= MAX_BARS
+
+    def cells(form) -> list[list]:
+        return [["" if np.isnan(ratio) else form.format(ratio) for ratio in row] for row in ratio_EE]
+
+    figure = style.heatmap(
+        [[None if np.isnan(ratio) else max(-2, min(2, np.log2(ratio or 1e-9))) for ratio in row] for row in ratio_EE],
+        experts,
+        experts,
+        130 + (28 if small else 10) * len(experts),
+        "experts %{y} and %{x}: %{customdata} × expected",
+        DIVERGING,
+        gap=1,
+        customdata=cells("{:.2f}"),
+        text=cells("{:.1f}"),
+        texttemplate="%{text}" if small else None,
+        textfont=dict(color=style.TEXT),
+        zmin=-2,
+        zmax=2,
+        colorbar=style.colour_bar(tickvals=[-2, -1, 0, 1, 2], ticktext=["¼ ×", "½ ×", "1 ×", "2 ×", "4 ×"]),
+        hoverongaps=False,
+    )
+    return figure.update_yaxes(type="category", title="expert").update_xaxes(type="category", title="expert")
+
+
+def transitions(counts, routing) -> go.Figure:
+    """Top expert to top expert from layer to layer, as bands as wide as their number of tokens.
+
+    `counts` are (i, e, f, tokens) from routing[i] to routing[i + 1]; the MAX_TRANSITIONS widest are drawn.
+    """
+    counts = sorted(counts, key=lambda band: -band[3])[:MAX_TRANSITIONS]
+    nodes = sorted({(i, e) for i, e, _, _ in counts} | {(i + 1, f) for i, _, f, _ in counts})
+    index_of = {node: index for index, node in enumerate(nodes)}
+    sankey = go.Sankey(
+        arrangement="snap",
+        node=dict(
+            label=[f"{routing[i].layer}:{e}" for i, e in nodes],
+            color=[style.expert_colour(e) for _, e in nodes],
+            pad=6,
+            thickness=12,
+            line=dict(width=0),
+            hovertemplate="layer:expert %{label}, %{value} tokens<extra></extra>",
+        ),
+        link=dict(
+            source=[index_of[i, e] for i, e, _, _ in counts],
+            target=[index_of[i + 1, f] for i, _, f, _ in counts],
+            value=[tokens for *_, tokens in counts],
+            color=[style.expert_colour(e) + "59" for _, e, _, _ in counts],  # an opacity of 0.35
+            hovertemplate="%{source.label} → %{target.label}: %{value} tokens<extra></extra>",
+        ),
+        textfont=dict(color=style.TEXT, size=11, shadow="none"),
+    )
+    return style.layout(go.Figure(sankey), 420)
+
+
+def divergence_bars(layers: list[int], pairs: dict[str, tuple[list[float], list[float]]]) -> go.Figure:
+    """A bar per layer and pair of texts, its divergence in bits, with an outlined bar at the permutation baseline.
+
+    `pairs` is {name of the pair: (divergence of each layer, baseline of each layer)}.
+    """
+    x, hover = style.layer_names(layers), "%{x}, {name}: %{y:.3f} bits"
+    figure = style.grouped_bars(
+        x, {pair: divergences for pair, (divergences, _) in pairs.items()}, 340, hover, digits=5
+    )
+    baselines = {f"{pair}, permuted": baseline for pair, (_, baseline) in pairs.items()}
+    outlined = style.grouped_bars(x, baselines, 340, hover, ["rgba(0,0,0,0)"], digits=5, showlegend=False)
+    figure.add_traces(outlined.update_traces(marker_line=dict(color=style.TEXT, width=2)).data)
+    for bars, pair in zip(figure.data, [*pairs, *pairs]):
+        bars.offsetgroup = pair
+    figure.update_layout(legend_y=-0.15)
+    return figure.update_yaxes(title="divergence, bits", rangemode="tozero")
+
+
+def load_by_text(loads: dict[str, list[float]]) -> go.Figure:
+    """Expert load in one layer, a bar per text: `loads` is {name of the text: load of each expert}."""
+    experts = len(next(iter(loads.values())))
+    figure = style.grouped_bars(list(map(str, range(experts))), loads, 320, "expert %{x}, {name}: %{y:.1%}")
+    figure.update_layout(legend_y=1.15).update_xaxes(type="category", title="expert")
+    return _even_line(figure.update_yaxes(tickformat=".0%", title="load", rangemode="tozero"), experts)
+
+
+def _even_line(figure: go.Figure, experts: int) -> go.Figure:
+    return figure.add_hline(y=1 / experts, line=dict(color=style.TEXT, width=1.5, dash="dash"))

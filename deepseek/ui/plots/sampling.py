@@ -3,7 +3,7 @@
 import plotly.graph_objects as go
 
 from deepseek.inference.sampling import SAMPLERS, SamplingParams
-from deepseek.ui.plots.style import EXPERT_COLOURS, heatmap, label, layout, legend, token_axis, token_names
+from deepseek.ui.plots.style import EXPERT_COLOURS, heatmap, label, layout, token_axis, token_names
 
 MAX_CANDIDATES = 12
 
@@ -43,15 +43,14 @@ def funnel(token, params: SamplingParams) -> go.Figure:
     figure.update_traces(xgap=3, ygap=2).update_layout(margin=dict(l=90, r=10, t=50, b=30))
     figure.update_xaxes(side="top", type="category")
     figure.update_yaxes(type="category", ticktext=names, tickvals=rows)
-    inactive = [stage.name for stage in token.stages if not stage.active]
-    skipped = [name for name in inactive if SAMPLERS[name].active(params)]
-    off = [name for name in inactive if name not in skipped]
-    caption = [f"off: {', '.join(off)}"] if off else []
-    caption += [f"skipped, as it would leave no token: {', '.join(skipped)}"] if skipped else []
-    if caption:
-        position = dict(xref="paper", yref="paper", x=0, y=-0.02, xanchor="left", yanchor="top")
-        figure.add_annotation(text=" · ".join(caption), showarrow=False, **position)
-    return figure
+    notes = {"off": [], "skipped, as it would leave no token": []}
+    off, skipped = notes.values()
+    for stage in token.stages:
+        if not stage.active:
+            (skipped if SAMPLERS[stage.name].active(params) else off).append(stage.name)
+    caption = " · ".join(f"{note}: {', '.join(names)}" for note, names in notes.items() if names)
+    position = dict(xref="paper", yref="paper", x=0, y=-0.02, xanchor="left", yanchor="top")
+    return figure.add_annotation(text=caption, showarrow=False, **position) if caption else figure
 
 
 def _cells(candidate, columns: list[tuple[str, int]]) -> list[str]:
@@ -73,9 +72,8 @@ def entropy_and_temperature(tokens) -> go.Figure:
     ):
         rounded = [round(value, 3) for value in values]
         figure.add_scatter(x=names, y=rounded, name=name, line=dict(color=colour, width=1.5), yaxis=axis)
-    figure = layout(figure, 240, legend=legend(1.2), margin=dict(l=50, r=50, t=30, b=40))
-    figure.update_layout(
+    layout(figure, 240, legend_y=1.2, margin=dict(l=50, r=50, t=30, b=40)).update_layout(
         yaxis=dict(title="entropy, nats", rangemode="tozero"),
         yaxis2=dict(title="temperature", overlaying="y", side="right", rangemode="tozero", showgrid=False),
     )
-    return figure.update_xaxes(**token_axis(texts), tickangle=-60)
+    return figure.update_xaxes(**token_axis(texts))

@@ -56,37 +56,28 @@ def percent(weights) -> np.ndarray:
     return np.round(np.asarray(weights) * 100).astype(np.uint8)
 
 
-def legend(y: float, **options) -> dict:
-    """A horizontal legend at height `y` of the plot, 1 for its top."""
-    return dict(orientation="h", x=0, y=y, **options)
-
-
-def title(text: str) -> dict:
-    """A small title at the left edge."""
-    return dict(text=text, font=dict(size=13), x=0.01, xanchor="left")
-
-
 def colour_bar(**options) -> dict:
     """The key of a colour scale; `options` are plotly's."""
     return dict(thickness=12, outlinewidth=0, **options)
 
 
-PERCENT_BAR = colour_bar(ticksuffix="%")
+PERCENT_SCALE = dict(zmin=0, zmax=100, colorbar=colour_bar(ticksuffix="%"))
 
 
 def layout(figure: go.Figure, height: int, **options) -> go.Figure:
-    """`figure` in the project's style, `height` pixels high; `options` are plotly's."""
-    defaults = dict(
+    """`figure` in the project's style, `height` pixels high; `options` are plotly's, such as `legend_y`, 1 for the top."""
+    figure.update_layout(
         template="none",
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font=dict(color=TEXT, size=12),
         margin=dict(l=60, r=10, t=30, b=48),
+        legend=dict(orientation="h", x=0),
+        title=dict(font=dict(size=13), x=0.01, xanchor="left"),
+        height=height,
     )
-    figure.update_layout(height=height, **{**defaults, **options})
-    figure.update_xaxes(gridcolor="rgba(128,128,128,0.2)", zeroline=False, automargin=True)
-    figure.update_yaxes(gridcolor="rgba(128,128,128,0.2)", zeroline=False, automargin=True)
-    return figure
+    axis = dict(gridcolor="rgba(128,128,128,0.2)", zeroline=False, automargin=True)
+    return figure.update_layout(**options).update_xaxes(**axis).update_yaxes(**axis)
 
 
 def token_names(tokens: list[str], first: int = 0) -> list[str]:
@@ -103,6 +94,7 @@ def token_axis(tokens: list[str], first: int = 0) -> dict:
         tickvals=token_names(tokens, first)[::step],
         ticktext=[label(token) for token in tokens[::step]],
         tickfont=dict(size=11),
+        tickangle=-60,
         showgrid=False,
     )
 
@@ -111,9 +103,7 @@ def heatmap(z, x, y, height: int, hover: str, colorscale, gap: int = 0, **option
     """A heatmap with the first row on top; `options` are those of go.Heatmap."""
     options = dict(colorscale=colorscale, hovertemplate=f"{hover}<extra></extra>", xgap=gap, ygap=gap, **options)
     figure = layout(go.Figure(go.Heatmap(z=z, x=x, y=y, **options)), height)
-    figure.update_xaxes(showgrid=False)
-    figure.update_yaxes(showgrid=False, autorange="reversed")
-    return figure
+    return figure.update_xaxes(showgrid=False).update_yaxes(showgrid=False, autorange="reversed")
 
 
 def grouped_bars(
@@ -131,8 +121,3 @@ def grouped_bars(
             **options,
         )
     return layout(figure, height, barmode="group")
-
-
-def even_line(figure: go.Figure, experts: int) -> go.Figure:
-    """`figure` with a dashed line at an even load."""
-    return figure.add_hline(y=1 / experts, line=dict(color=TEXT, width=1.5, dash="dash"))

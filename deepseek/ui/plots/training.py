@@ -8,12 +8,12 @@ import plotly.graph_objects as go
 
 from deepseek.training.metrics import History, downsample_indices, routing_change, smooth
 from deepseek.ui.plots.routing import expert_map
-from deepseek.ui.plots.style import EXPERT_COLOURS, colour_bar, expert_colour, heatmap, label, layout, legend
+from deepseek.ui.plots.style import EXPERT_COLOURS, colour_bar, expert_colour, heatmap, label, layer_names, layout
 
 MAX_POINTS = 800  # per curve; more cannot be told apart on a screen
 MAX_COLUMNS = 240  # of a heatmap
 COLOURS = [EXPERT_COLOURS[1], EXPERT_COLOURS[5]]  # of a run and the one it is compared to
-LEGEND = legend(1.02, yanchor="bottom")
+LEGEND = dict(showlegend=True, legend_y=1.02, legend_yanchor="bottom")
 LOAD_SCALE = [[0, "rgb(230,159,0)"], [0.5, "rgba(128,128,128,0.06)"], [1, "rgb(41,140,230)"]]  # none, even, double
 
 
@@ -42,8 +42,7 @@ def loss_curves(runs: Mapping[str, History], smoothing: float) -> go.Figure:
             steps, values = zip(*history.validation)
             _add_curve(figure, steps, values, f"{label(name)}, validation", colour, dash="dot")
             figure.data[-1].update(mode="lines+markers", marker=dict(size=6))
-    figure = layout(figure, 340, legend=LEGEND, showlegend=True)
-    return figure.update_xaxes(title="step").update_yaxes(title="nats per token")
+    return layout(figure, 340, **LEGEND, xaxis_title="step", yaxis_title="nats per token")
 
 
 def curve(runs: Mapping[str, History], name: str, smoothing: float) -> go.Figure:
@@ -51,7 +50,7 @@ def curve(runs: Mapping[str, History], name: str, smoothing: float) -> go.Figure
     figure = go.Figure()
     for (run, history), colour in zip(runs.items(), COLOURS):
         _add_curve(figure, history.steps, smooth(history.series[name], smoothing), label(run), colour)
-    figure = layout(figure, 200, showlegend=False, margin=dict(l=50, r=10, t=10, b=30))
+    layout(figure, 200, showlegend=False, margin=dict(l=50, r=10, t=10, b=30))
     return figure.update_yaxes(exponentformat="power" if name == "lr" else "SI", nticks=5)
 
 
@@ -63,7 +62,7 @@ def load_map(history: History) -> go.Figure:
     even_LEC = np.stack([load[column].mean(0) for column in columns], axis=-1) * experts
     # A row without values separates two layers.
     rows = np.concatenate([even_LEC, np.full((layers, 1, len(columns)), np.nan, np.float32)], axis=1)
-    headings = [f"layer {history.first_layer + layer}" for layer in range(layers)]
+    headings = layer_names(range(history.first_layer, history.first_layer + layers))
     names = [
         f"{headings[layer]}, expert {expert}" if expert < experts else " " * (layer + 1)
         for layer in range(layers)
@@ -91,8 +90,7 @@ def violation_curves(history: History, smoothing: float) -> go.Figure:
     for layer, values in enumerate(zip(*history.max_violation)):
         name = f"layer {history.first_layer + layer}"
         _add_curve(figure, history.steps, smooth(values, smoothing), name, expert_colour(layer))
-    figure = layout(figure, 260, legend=LEGEND, showlegend=True)
-    return figure.update_xaxes(title="step").update_yaxes(title="MaxVio", rangemode="tozero")
+    return layout(figure, 260, **LEGEND, xaxis_title="step", yaxis_title="MaxVio", yaxis_rangemode="tozero")
 
 
 def routing_change_bars(history: History) -> go.Figure:
@@ -104,8 +102,8 @@ def routing_change_bars(history: History) -> go.Figure:
         marker=dict(color=COLOURS[0]),
         hovertemplate="step %{x}: %{y:.0%} re-routed<extra></extra>",
     )
-    figure = layout(go.Figure(bars), 200).update_xaxes(title="step", type="category", nticks=12)
-    return figure.update_yaxes(tickformat=".0%", range=[0, 1])
+    x_axis, y_axis = dict(title="step", type="category", nticks=12), dict(tickformat=".0%", range=[0, 1])
+    return layout(go.Figure(bars), 200, xaxis=x_axis, yaxis=y_axis)
 
 
 def probe_map(probe: dict) -> go.Figure:

@@ -58,10 +58,9 @@ def open_requested(path: str, current: str):
     if not isinstance(path, str) or not path.strip():
         raise CheckpointError(f"checkpoint is {path!r:.80}; it must be a folder or a Hub id such as name/model.")
     path = path.strip()
-    if not access_control.is_public():
-        return open_model(path)
     folder, offered = Path(path), choices(current)
-    if path in offered or folder in list_checkpoints(folder.parent) and folder.parent.parent == RUNS:
+    is_of_run = folder.parent.parent == RUNS and folder in list_checkpoints(folder.parent)
+    if not access_control.is_public() or path in offered or is_of_run:
         return open_model(path)
     if folder.exists():
         raise CheckpointError(f"checkpoint is {path!r:.80}; here it must be one of {', '.join(offered)}, or a Hub id.")

@@ -45,29 +45,28 @@ def input_names(block_fn) -> list[str]:
 def refusal(block: gr.blocks.Block, value) -> str | None:
     """None if the component can hold `value`, else what it can hold, in words."""
     right, allowed = True, ""
-    # Several components may be empty, and then their functions say what is allowed.
+    if value is None and isinstance(block, (gr.Number, gr.Dropdown, gr.File, gr.Textbox, gr.HTML)):
+        return None  # their functions say what an empty one means
     if isinstance(block, (gr.Slider, gr.Number)):
         low, high = block.minimum, block.maximum
         low, high = -inf if low is None else low, inf if high is None else high
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         right = number and low <= value <= high and abs(value) < inf
-        right = right or value is None and not isinstance(block, gr.Slider)
         allowed = "a number" + (f" from {low} to {high}" if (low, high) != (-inf, inf) else "")
     elif isinstance(block, gr.Checkbox):
         right, allowed = isinstance(value, bool), "true or false"
     elif isinstance(block, (gr.Dropdown, gr.Radio)):
         values = [value for _, value in block.choices]
         custom = getattr(block, "allow_custom_value", False) and isinstance(value, str)
-        right = custom or value in values or value is None and isinstance(block, gr.Dropdown)
+        right = custom or value in values
         allowed = f"one of {', '.join(map(str, values))}"
     elif isinstance(block, gr.Dataset):
         right = type(value) is int and 0 <= value < len(block.samples)
         allowed = f"a whole number from 0 to {len(block.samples) - 1}"
     elif isinstance(block, (gr.File, gr.UploadButton)):
-        right = isinstance(value, dict) and isinstance(value.get("path"), str)
-        right, allowed = right or value is None and isinstance(block, gr.File), "an uploaded file"
+        right, allowed = isinstance(value, dict) and isinstance(value.get("path"), str), "an uploaded file"
     elif isinstance(block, (gr.Textbox, gr.HTML)):
-        right, allowed = value is None or isinstance(value, str), "text"
+        right, allowed = isinstance(value, str), "text"
     elif isinstance(block, Api):  # its function checks the rest; gradio would open what looks like a file
         right, allowed = "gradio.FileData" not in str(value), "a value that names no file"
     return None if right else allowed

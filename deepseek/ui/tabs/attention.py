@@ -6,11 +6,10 @@ import gradio as gr
 import torch
 
 from deepseek.interpret.trace import MAX_ATTENTION_TOKENS, Trace
-from deepseek.ui.components.figure import figure
 from deepseek.ui.components.token_strip import attended_line, attended_lines, event_int, token_strip
 from deepseek.ui.components.traces import trace_text
-from deepseek.ui.components.view import View, text_box
-from deepseek.ui.errors import user_error
+from deepseek.ui.components.view import connect_view, figure, text_box
+from deepseek.ui.errors import user_errors
 from deepseek.ui.generation import MODEL_QUEUE
 from deepseek.ui.plots.attention import attention_map, attention_received, attention_small
 from deepseek.ui.server import model_registry
@@ -18,6 +17,7 @@ from deepseek.ui.server import model_registry
 ALL_HEADS, ALL_LAYERS = "all heads of this layer", "this head in all layers"
 
 
+@user_errors()
 def token_range(text: str, tokens: int) -> tuple[int, int]:
     """(first, last), last excluded, of a range such as "3-40", counted from 1; empty for all. Raises gr.Error."""
     if not (text or "").strip():
@@ -26,28 +26,32 @@ def token_range(text: str, tokens: int) -> tuple[int, int]:
     first, last = map(int, match.groups()) if match else (0, 0)
     if not 0 < first <= last <= tokens or last - first >= MAX_ATTENTION_TOKENS:
         allowed = f"it must be a range such as 1-{min(tokens, MAX_ATTENTION_TOKENS)}, within 1-{tokens}"
-        raise user_error(ValueError(f"tokens are {text!r:.40}; {allowed}, of {MAX_ATTENTION_TOKENS} tokens at most."))
+        raise ValueError(f"tokens are {text!r:.40}; {allowed}, of {MAX_ATTENTION_TOKENS} tokens at most.")
     return first - 1, last
 
 
+@user_errors()
 def index_range(name: str, first: int, last: int, maximum: int) -> range:
     """The integers from `first` to `last`, both in 0 to `maximum`. Raises gr.Error."""
     if not (first in range(maximum + 1) and last in range(int(first), maximum + 1)):
         rule = f"they must be whole numbers from 0 to {maximum}, the first no larger"
-        raise user_error(ValueError(f"{name} are {first} to {last}; {rule}."))
+        raise ValueError(f"{name} are {first} to {last}; {rule}.")
     return range(int(first), int(last) + 1)
 
 
-def last_indices(config) -> tuple[int, int]:
-    """(index of the last layer, index of the last head)."""
-    return config.num_hidden_layers - 1, config.num_attention_heads - 1
+def sliders(config) -> list[dict]:
+    """Properties of the sliders: a layer, a head, the first and the last of several layers and of several heads."""
+    layer, head = config.num_hidden_layers - 1, config.num_attention_heads - 1
+    labels = ("layer", "head", "layers from", "to", "heads from", "to")
+    limits = ((layer, layer // 2), (head, 0), (layer, 0), (layer, layer), (head, 0), (head, head))
+    return [dict(label=label, maximum=maximum, value=value) for label, (maximum, value) in zip(labels, limits)]
 
 
 def draw(
     trace: Trace, config, tokens="", layer=0, head=0, small=ALL_HEADS, layers=(0, 0), heads=(0, 0), token=None
 ) -> list:
     """The values of the tab's outputs: [note, strip, large map, small maps, attention received, selected token]."""
-    last_layer, last_head = last_indices(config)
+    last_layer, last_head = config.num_hidden_layers - 1, config.num_attention_heads - 1
     (layer,), (head,) = index_range("layers", layer, layer, last_layer), index_range("heads", head, head, last_head)
     layers, heads = index_range("layers", *layers, last_layer), index_range("heads", *heads, last_head)
     first, last = token_range(tokens, len(trace.ids))
@@ -78,27 +82,20 @@ def draw(
 
 def build(model, text: str, first: Trace, checkpoint: gr.State, tab: gr.Tab) -> gr.Textbox:
     """Draws the tab with Trace `first` of `text`; returns the box of the text."""
-    last_layer, last_head = last_indices(model.config)
-    *drawn, token = draw(first, model.config, layer=last_layer // 2, layers=(0, last_layer), heads=(0, last_head))
+    properties = sliders(model.config)
+    layer, head, *ranges = (each["value"] for each in properties)
+    *drawn, token = draw(first, model.config, "", layer, head, ALL_HEADS, ranges[:2], ranges[2:])
     gr.Markdown("In every head of every layer, each token attends to the tokens before it. To which ones?")
     box, button = text_box(text)
-
-    def slider(label, maximum, value, min_width=180):
-        return gr.Slider(0, maximum, value=value, step=1, label=label, min_width=min_width)
-
     with gr.Row():
-        layer = slider("layer", last_layer, last_layer // 2, 200)
-        head = slider("head", last_head, 0, 200)
+        layer, head = (gr.Slider(0, step=1, min_width=200, **each) for each in properties[:2])
         hint = f"all, or a range of up to {MAX_ATTENTION_TOKENS}: 1-40"
         tokens = gr.Textbox("", label="tokens", placeholder=hint, min_width=200)
     note = gr.Markdown(drawn[0])
     selected = gr.State((text, token), time_to_live=3600)  # the text drawn, and the token selected in it
-    gr.Markdown(
-        "### Attention of one token\nClick a token: the stronger a token's colour, the larger its weight in this head."
-    )
-    strip = token_strip(
-        "attention-strip", "attention", "the text, coloured by the selected token's attention", drawn[1]
-    )
+    gr.Markdown("### Attention of one token\nClick a token: a stronger colour is a larger weight in this head.")
+    help = "the text, coloured by the selected token's attention"
+    strip = token_strip("attention-strip", "attention", help, drawn[1])
     gr.Markdown("### One head\nEach row is a token; its columns are the tokens it attends to.")
     large = figure(drawn[2], "attention", elem_classes="wide")
     gr.Markdown("### Many heads")
@@ -109,24 +106,14 @@ def build(model, text: str, first: Trace, checkpoint: gr.State, tab: gr.Tab) -> 
         "drawn. (Every later token can attend to a text's first tokens; only the last can attend to its last.)"
     )
     with gr.Row():
-        layer_range = [slider("layers from", last_layer, 0), slider("to", last_layer, last_layer)]
-        head_range = [slider("heads from", last_head, 0), slider("to", last_head, last_head)]
+        ranges = [gr.Slider(0, step=1, min_width=180, **each) for each in properties[2:]]
     received = figure(drawn[4], "attention-received", elem_classes="wide")
 
-    def redraw(
-        model, tokenizer, text, tokens, small, selected, layer, head, first_layer, last_layer, first_head, last_head
-    ):
+    def redraw(model, tokenizer, text, tokens, small, selected, layer, head, *ranges):
         trace = trace_text(model, tokenizer, text)
         token = selected[1] if selected[0] == text else None
-        ranges = (first_layer, last_layer), (first_head, last_head)
-        *drawn, token = draw(trace, model.config, tokens, layer, head, small, *ranges, token)
+        *drawn, token = draw(trace, model.config, tokens, layer, head, small, ranges[:2], ranges[2:], token)
         yield [*drawn, (text, token)]
-
-    def fit(model):
-        last_layer, last_head = last_indices(model.config)
-        limits = ((last_layer, last_layer // 2), (last_head, 0),
-                  (last_layer, 0), (last_layer, last_layer), (last_head, 0), (last_head, last_head))  # fmt: skip
-        return [dict(value=""), *(dict(maximum=maximum, value=value) for maximum, value in limits)]
 
     def select(checkpoint, selected, tokens, layer, head, lines, event: gr.EventData):
         """Colours the text by the attention of the clicked token."""
@@ -135,26 +122,26 @@ def build(model, text: str, first: Trace, checkpoint: gr.State, tab: gr.Tab) -> 
         trace = trace_text(model, tokenizer, text)
         if token not in range(len(trace.ids)):
             return gr.skip(), gr.skip()
-        last_layer, last_head = last_indices(model.config)
-        (layer,), (head,) = index_range("layers", layer, layer, last_layer), index_range("heads", head, head, last_head)
+        (layer,) = index_range("layers", layer, layer, model.config.num_hidden_layers - 1)
+        (head,) = index_range("heads", head, head, model.config.num_attention_heads - 1)
         first, last = token_range(tokens, len(trace.ids))
         if token not in range(first, last):
             first, last = token, token + 1
         weights_T = trace.attention(layer, first, last)[head, token - first]
         return (lines or "") + attended_line(weights_T, token), (text, token)
 
-    strip.select(
-        select,
-        [checkpoint, selected, tokens, layer, head, strip],
-        [strip, selected],
-        show_progress="hidden",
-        trigger_mode="multiple",
-        api_visibility="private",
-        **MODEL_QUEUE,
+    inputs, quiet = [checkpoint, selected, tokens, layer, head, strip], dict(show_progress="hidden", **MODEL_QUEUE)
+    strip.select(select, inputs, [strip, selected], trigger_mode="multiple", api_visibility="private", **quiet)
+    fitted = [tokens, layer, head, *ranges]
+    connect_view(
+        redraw,
+        [box, tokens, small, selected, layer, head, *ranges],
+        [note, strip, large, maps, received, selected],
+        checkpoint,
+        [button.click, box.submit, tokens.submit, small.input, *(slider.release for slider in fitted[1:])],
+        [tab.select],
+        num_watched=1,
+        fitted=fitted,
+        fit=lambda model: [dict(value=""), *sliders(model.config)],
     )
-    sliders = [layer, head, *layer_range, *head_range]
-    inputs, outputs = [box, tokens, small, selected, *sliders], [note, strip, large, maps, received, selected]
-    view = View(redraw, inputs, outputs, num_watched=1, fitted=[tokens, *sliders], fit=fit)
-    requested = [button.click, box.submit, tokens.submit, small.input, *(slider.release for slider in sliders)]
-    view.connect(checkpoint, requested, [tab.select], (checkpoint.value, text))
     return box

@@ -8,12 +8,11 @@ import gradio as gr
 from deepseek.interpret import routing_stats
 from deepseek.interpret.routing_stats import LongTrace
 from deepseek.model import load_balancing
-from deepseek.ui.components.figure import figure
-from deepseek.ui.components.traces import example_text, trace_long
-from deepseek.ui.components.view import View
+from deepseek.ui.components.traces import EXAMPLE_TEXTS, trace_long
+from deepseek.ui.components.view import connect_view, figure
 from deepseek.ui.errors import user_error
 from deepseek.ui.generation import UNQUEUED
-from deepseek.ui.plots.domains import divergence_bars, load_by_text
+from deepseek.ui.plots.routing import divergence_bars, load_by_text
 
 NAMES = "ABC"
 DOMAINS = ("a story", "an encyclopedia entry", "Python code")  # of traces.EXAMPLE_TEXTS
@@ -52,9 +51,9 @@ def draw(traces: dict[str, LongTrace]) -> list:
     return [f"{summary}\n\nTokens: {lengths}", divergence_bars(layers, pairs), heading, load_by_text(loads)]
 
 
-def build(examples: dict[str, LongTrace], checkpoint: gr.State, opened: list, sub_tab: tuple) -> None:
-    """Draws the sub-tab with the traced `examples` compared."""
-    texts = [example_text(name) for name in examples]
+def build(examples: dict[str, LongTrace], **connection) -> None:
+    """Draws the sub-tab with the traced `examples` compared; `connection` are arguments of `connect_view`."""
+    texts = list(EXAMPLE_TEXTS.values())
     summary, bars, heading, loads = draw(dict(zip(NAMES, examples.values())))
     gr.Markdown("Do a story, an encyclopedia entry and Python code use different experts? Compare two texts or three.")
     with gr.Row():
@@ -86,6 +85,5 @@ def build(examples: dict[str, LongTrace], checkpoint: gr.State, opened: list, su
             traces[name] = trace_long(model, tokenizer, text)
         yield draw(traces)
 
-    view = View(redraw, boxes, [summary, bars, heading, loads])
-    view.connect(checkpoint, [button.click], opened, (checkpoint.value,), sub_tab)
+    connect_view(redraw, boxes, [summary, bars, heading, loads], requested=[button.click], **connection)
     reset.click(lambda: texts, None, boxes, **UNQUEUED)

@@ -6,16 +6,14 @@ from deepseek.interpret import routing_stats
 from deepseek.interpret.routing_stats import LongTrace
 from deepseek.interpret.trace import Trace
 from deepseek.model import load_balancing
-from deepseek.ui.components.figure import figure
 from deepseek.ui.components.token_strip import event_int, token_strip, traced_lines
 from deepseek.ui.components.traces import trace_text
-from deepseek.ui.components.view import View, text_box
+from deepseek.ui.components.view import connect_view, figure, text_box
 from deepseek.ui.generation import UNQUEUED
 from deepseek.ui.plots import routing as plots
 from deepseek.ui.tabs import compare_domains, long_text
 
 DENSE = "This model is dense: it has no experts to choose from."
-SUB_TABS = ("This text", "Long text", "Domains")
 
 
 def draw(trace: Trace) -> list:
@@ -52,14 +50,14 @@ def build(
     model, text: str, first: Trace, checkpoint: gr.State, tab: gr.Tab, examples: dict[str, LongTrace]
 ) -> gr.Textbox:
     """Draws the tab with Trace `first` of `text` and the traced `examples`; returns the box of the text."""
-    open_sub_tab = gr.State(SUB_TABS[0], time_to_live=3600)
+    open_sub_tab = gr.State("This text", time_to_live=3600)
     gr.Markdown("Each MoE layer routes every token to a few of its experts. Which ones?")
     with gr.Tabs():
-        for name in SUB_TABS:
+        for name in ("This text", "Long text", "Domains"):
             with gr.Tab(name) as sub_tab:
                 selected = sub_tab.select(lambda name=name: name, None, open_sub_tab, **UNQUEUED)
-                opened = [tab.select, selected.then]
-                connection = dict(checkpoint=checkpoint, opened=opened, sub_tab=(open_sub_tab, name))
+                opened, sub_tab = [tab.select, selected.then], (open_sub_tab, name)
+                connection = dict(checkpoint=checkpoint, opened=opened, sub_tab=sub_tab)
                 if name == "This text":
                     box = _build_text(text, first, **connection)
                 elif name == "Long text":
@@ -69,7 +67,7 @@ def build(
     return box
 
 
-def _build_text(text: str, first: Trace, checkpoint: gr.State, opened: list, sub_tab: tuple) -> gr.Textbox:
+def _build_text(text: str, first: Trace, **connection) -> gr.Textbox:
     box, button = text_box(text)
     strip_value, path_figure, map_figure, load_figure, balance_figure, note, traced = draw(first)
     traced = gr.State(traced, time_to_live=3600)
@@ -77,9 +75,7 @@ def _build_text(text: str, first: Trace, checkpoint: gr.State, opened: list, sub
     help = "the text, coloured by expert; arrow keys move from one token to the next"
     strip = token_strip("experts-strip", colour, help, strip_value)
     note = gr.Markdown(note)
-    gr.Markdown(
-        "### One token's path through the layers\nClick a token above. A larger mark is a larger expert weight."
-    )
+    gr.Markdown("### One token's path through the layers\nClick a token above. A larger mark is a larger weight.")
     path_plot = figure(path_figure, "token-path")
     gr.Markdown("### Top expert of every token\nHover for the other experts and their weights.")
     map_plot = figure(map_figure, "expert-map", elem_classes="wide")
@@ -103,6 +99,6 @@ def _build_text(text: str, first: Trace, checkpoint: gr.State, opened: list, sub
     def redraw(model, tokenizer, text):
         yield draw(trace_text(model, tokenizer, text))
 
-    view = View(redraw, [box], [strip, path_plot, map_plot, load_plot, balance_plot, note, traced], num_watched=1)
-    view.connect(checkpoint, [button.click, box.submit], opened, (checkpoint.value, text), sub_tab)
+    outputs = [strip, path_plot, map_plot, load_plot, balance_plot, note, traced]
+    connect_view(redraw, [box], outputs, requested=[button.click, box.submit], num_watched=1, **connection)
     return box

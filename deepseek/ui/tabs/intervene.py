@@ -6,10 +6,9 @@ from deepseek.interpret.interventions import Intervention
 from deepseek.interpret.trace import routers
 from deepseek.model.config import num_experts
 from deepseek.ui.components import sampler_controls
-from deepseek.ui.components.figure import figure
 from deepseek.ui.components.token_strip import token_strip
 from deepseek.ui.components.traces import ablate_layers
-from deepseek.ui.components.view import View
+from deepseek.ui.components.view import connect_view, figure
 from deepseek.ui.generation import GENERATION_QUEUE, UNQUEUED, Generation, first_difference, generate, interleave
 from deepseek.ui.plots.routing import ablation_bars
 
@@ -22,8 +21,8 @@ their sum. The change holds for this sample alone; other users' samples are unto
 
 def expert_choices(model) -> dict:
     """Choices and value of the dropdown of experts."""
-    experts = num_experts(model.config) if routers(model) else 0
-    return dict(choices=[(f"expert {expert}", expert) for expert in range(experts)], value=0 if experts else None)
+    experts = range(num_experts(model.config) if routers(model) else 0)
+    return dict(choices=[(f"expert {expert}", expert) for expert in experts], value=0 if experts else None)
 
 
 def layer_choices(model) -> dict:
@@ -64,9 +63,7 @@ def measure_ablations(model, tokenizer, text, layer: int):
 
 def build(model, prompt: str, checkpoint: gr.State, tab: gr.Tab) -> None:
     """Draws the tab; both panels are computed when it is first opened, and again for another checkpoint."""
-    gr.Markdown(
-        "Ablate an expert, or force every token to use it. What does the model generate then, from the same seed?"
-    )
+    gr.Markdown("Ablate an expert, or force every token to use it. What is generated then, from the same seed?")
     box = gr.Textbox(prompt, label="prompt", lines=2, max_lines=6)
     with gr.Row():
         action = gr.Radio([("ablate", "off"), ("force", "force")], value="off", label="intervention", min_width=200)
@@ -87,9 +84,8 @@ def build(model, prompt: str, checkpoint: gr.State, tab: gr.Tab) -> None:
     with gr.Accordion("what ablate and force do", open=False):
         gr.Markdown(HELP)
     with gr.Accordion("sampler settings", open=False):
-        preset, settings = sampler_controls.sampler_controls()
+        _, settings = sampler_controls.sampler_controls()
         settings["max_new_tokens"].value = 64
-        sampler_controls.apply_preset(preset, settings)
     gr.Markdown(
         "### Effect of each expert\nThe loss on this text with one expert ablated, less the loss with none ablated. "
         "Above 0: the text needs the expert."
@@ -112,23 +108,21 @@ def build(model, prompt: str, checkpoint: gr.State, tab: gr.Tab) -> None:
             yield [original.strip, changed.strip, ""]
         yield [original.strip, changed.strip, verdict(original, changed)]
 
-    samples = View(
+    requested, opened = connect_view(
         redraw_samples,
         [box, action, expert, layer, seed, *settings.values()],
         [*strips, note],
+        checkpoint,
+        [generate_button.click, box.submit],
+        [tab.select],
         fitted=[expert, layer],
         fit=lambda model: [expert_choices(model), layer_choices(model)],
+        is_drawn=False,
+        show_progress="hidden",
+        **GENERATION_QUEUE,
     )
-    generate_events = [generate_button.click, box.submit]
-    queue = dict(show_progress="hidden", **GENERATION_QUEUE)
-    requested, opened = samples.connect(checkpoint, generate_events, [tab.select], None, **queue)
-    effects = View(
-        measure_ablations,
-        [text, where],
-        [plot, ablation_note],
-        fitted=[where],
-        fit=lambda model: [layer_choices(model)],
-    )
-    measured, measured_after = effects.connect(checkpoint, [measure.click], [opened[0].then], None)
+    effects = [text, where], [plot, ablation_note], checkpoint, [measure.click], [opened[0].then]
+    fitting = dict(fitted=[where], fit=lambda model: [layer_choices(model)])
+    measured, measured_after = connect_view(measure_ablations, *effects, is_drawn=False, **fitting)
     stop.click(None, cancels=[*requested, *opened], **UNQUEUED)
     stop_measuring.click(None, cancels=[*measured, *measured_after], **UNQUEUED)

@@ -5,44 +5,34 @@ from statistics import fmean
 import gradio as gr
 
 from deepseek.interpret.trace import Trace, context_length
-from deepseek.ui.components.figure import figure
 from deepseek.ui.components.traces import trace_text
-from deepseek.ui.components.view import View, text_box
-from deepseek.ui.plots.cache import cache_bytes, latent_norms
-from deepseek.ui.plots.lens import lens_map
-
-
-def draw_lens(trace: Trace) -> tuple:
-    """(note, logit lens); no figure for a model whose final norm is not found."""
-    try:
-        lens = trace.lens()
-    except ValueError as error:
-        return str(error), None
-    first_match, last = lens.first_match_layer, len(lens.texts) - 1
-    early = fmean(row < last for row in first_match)
-    note = (
-        f"{len(first_match)} tokens · for {early:.0%} of them a layer before the last already predicts the model's token "
-        f"· on average the first to predict it is layer {fmean(first_match) - 1:.1f} of 0 to {last - 1}"
-    )
-    return note, lens_map(trace.tokens, lens)
-
-
-def draw_cache(trace: Trace, context: int | None) -> tuple:
-    """(note, cache size, latent norms or None) for a model with a maximum of `context` tokens."""
-    cache = trace.cache()
-    sizes = cache_bytes(cache, len(trace.ids), context)
-    if cache.cached_norms is None:
-        return f"{cache.bytes:,} bytes per token, as keys and values: this model has no latent attention.", sizes, None
-    note = (
-        f"{cache.bytes:,} bytes per token as latents; keys and values of the same heads would take "
-        f"{cache.uncompressed:,}, {cache.uncompressed / cache.bytes:.1f} × as many."
-    )
-    return note, sizes, latent_norms(cache)
+from deepseek.ui.components.view import connect_view, figure, text_box
+from deepseek.ui.plots.layers import cache_bytes, latent_norms, lens_map
 
 
 def draw(model, trace: Trace) -> list:
-    """The values of the tab's outputs."""
-    return [*draw_lens(trace), *draw_cache(trace, context_length(model))]
+    """[note and figure of the logit lens, note, size and latent norms of the cache]; None for what the model lacks."""
+    lens_figure, norms, cache = None, None, trace.cache()
+    try:
+        lens = trace.lens()
+    except ValueError as error:  # its final norm is not found
+        lens_note = str(error)
+    else:
+        first_match, last = lens.first_match_layer, len(lens.texts) - 1
+        early = fmean(row < last for row in first_match)
+        lens_note = (
+            f"{len(first_match)} tokens · for {early:.0%} of them a layer before the last already predicts the model's "
+            f"token · on average the first to predict it is layer {fmean(first_match) - 1:.1f} of 0 to {last - 1}"
+        )
+        lens_figure = lens_map(trace.tokens, lens)
+    cache_note = f"{cache.bytes:,} bytes per token, as keys and values: this model has no latent attention."
+    if cache.cached_norms is not None:
+        cache_note = (
+            f"{cache.bytes:,} bytes per token as latents; keys and values of the same heads would take "
+            f"{cache.uncompressed:,}, {cache.uncompressed / cache.bytes:.1f} × as many."
+        )
+        norms = latent_norms(cache)
+    return [lens_note, lens_figure, cache_note, cache_bytes(cache, len(trace.ids), context_length(model)), norms]
 
 
 def build(model, text: str, first: Trace, checkpoint: gr.State, tab: gr.Tab) -> gr.Textbox:
@@ -73,6 +63,6 @@ def build(model, text: str, first: Trace, checkpoint: gr.State, tab: gr.Tab) -> 
         *drawn, norms = draw(model, trace_text(model, tokenizer, text))
         yield [*drawn, norms, gr.update(visible=norms is not None)]
 
-    view = View(redraw, [box], [lens_note, lens, cache_note, sizes, norms, latents], num_watched=1)
-    view.connect(checkpoint, [button.click, box.submit], [tab.select], (checkpoint.value, text))
+    outputs = [lens_note, lens, cache_note, sizes, norms, latents]
+    connect_view(redraw, [box], outputs, checkpoint, [button.click, box.submit], [tab.select], num_watched=1)
     return box

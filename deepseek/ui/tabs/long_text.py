@@ -8,12 +8,11 @@ from deepseek.interpret import routing_stats
 from deepseek.interpret.routing_stats import MAX_CHARACTERS, LongTrace
 from deepseek.interpret.trace import routers
 from deepseek.model import load_balancing
-from deepseek.ui.components.figure import figure
-from deepseek.ui.components.traces import example_text, trace_long
-from deepseek.ui.components.view import View
-from deepseek.ui.errors import user_error
+from deepseek.ui.components.traces import EXAMPLE_TEXTS, trace_long
+from deepseek.ui.components.view import connect_view, figure
+from deepseek.ui.errors import user_errors
 from deepseek.ui.generation import UNQUEUED
-from deepseek.ui.plots import long_text as plots
+from deepseek.ui.plots import routing as plots
 
 
 def draw(traced: LongTrace, layer: int) -> list:
@@ -44,29 +43,28 @@ def layer_choices(model) -> dict:
     return dict(choices=[(f"layer {layer}", layer) for layer in layers], value=layers[-1] if layers else None)
 
 
+@user_errors()
 def read_file(file: str) -> str:
     """The text of an uploaded file. Raises gr.Error if it is not text or too long."""
     try:
         with open(file, encoding="utf-8-sig") as opened:
             text = opened.read(MAX_CHARACTERS + 1)
-        if len(text) > MAX_CHARACTERS:
-            rule = f"it must have at most {MAX_CHARACTERS:,}"
-            raise ValueError(f"the file has more than {MAX_CHARACTERS:,} characters; {rule}.")
-        return text
     except (OSError, UnicodeDecodeError) as error:
-        raise user_error(ValueError("the file is not text in UTF-8; it must be.")) from error
-    except ValueError as error:
-        raise user_error(error) from error
+        raise ValueError("the file is not text in UTF-8; it must be.") from error
+    if len(text) > MAX_CHARACTERS:
+        rule = f"it must have at most {MAX_CHARACTERS:,}"
+        raise ValueError(f"the file has more than {MAX_CHARACTERS:,} characters; {rule}.")
+    return text
 
 
-def build(model, first: LongTrace, checkpoint: gr.State, opened: list, sub_tab: tuple) -> None:
-    """Draws the sub-tab with the example "encyclopedia", traced as `first`."""
+def build(model, first: LongTrace, **connection) -> None:
+    """Draws the sub-tab with the example "encyclopedia", traced as `first`; `connection` are arguments of `connect_view`."""
     layers = layer_choices(model)
     note, vocabulary, co_activation, transitions = draw(first, layers["value"])
     traced = gr.State(first, time_to_live=3600)
     gr.Markdown("A longer text shows habits: which tokens an expert specializes in, and which experts work together.")
     box = gr.Textbox(
-        example_text("encyclopedia"),
+        EXAMPLE_TEXTS["encyclopedia"],
         label="text",
         info=f"at most {MAX_CHARACTERS:,} characters; traced in windows as long as the model's context",
         lines=4,
@@ -99,7 +97,7 @@ def build(model, first: LongTrace, checkpoint: gr.State, opened: list, sub_tab: 
         yield [traced, *draw(traced, layer)]
 
     outputs = [traced, note, vocabulary, co_activation, transitions]
-    view = View(redraw, [box, layer], outputs, fitted=[layer], fit=lambda model: [layer_choices(model)])
-    view.connect(checkpoint, [button.click], opened, (checkpoint.value,), sub_tab)
+    fitting = dict(fitted=[layer], fit=lambda model: [layer_choices(model)])
+    connect_view(redraw, [box, layer], outputs, requested=[button.click], **fitting, **connection)
     layer.input(draw_layer, [traced, layer], [vocabulary, co_activation], **UNQUEUED)
     upload.upload(read_file, upload, box, **UNQUEUED)

@@ -24,16 +24,6 @@ def headline(path: str) -> str:
     return f"A language model, running here: `{path.replace('`', ' ')}`"
 
 
-def origin(path: str) -> str:
-    """Where a checkpoint comes from, in words."""
-    folder = Path(path)
-    if path == model_registry.DEMO:
-        return "this project's demo, trained by its own command line; the card below says how"
-    if folder.parent.parent == model_registry.RUNS:
-        return f"run {folder.parent.name} on this machine, {folder.name.replace('-', ' ')}"
-    return "a folder on this machine" if folder.is_dir() else f"the Hugging Face Hub, {path}"
-
-
 def facts(model) -> list[list[str]]:
     """Rows (what, value) about a model, without those that its architecture does not have."""
     config, path = model.config, model.name_or_path
@@ -42,6 +32,12 @@ def facts(model) -> list[list[str]]:
     scale = model.dtype.itemsize * config.num_hidden_layers
     cached, uncompressed = (elements * scale for elements in kv_cache_elements_per_token(config))
     expert_row, per_token, per_context = "none: the model is dense", ", as keys and values", ""
+    folder = Path(path)
+    origin = "a folder on this machine" if folder.is_dir() else f"the Hugging Face Hub, {path}"
+    if path == model_registry.DEMO:
+        origin = "this project's demo, trained by its own command line; the card below says how"
+    elif folder.parent.parent == model_registry.RUNS:
+        origin = f"run {folder.parent.name} on this machine, {folder.name.replace('-', ' ')}"
     if experts:
         shared = getattr(config, "n_shared_experts", None) or "no"
         expert_row = f"{experts} routed in each of {len(routers(model))} layers, {config.num_experts_per_tok} of them "
@@ -51,7 +47,7 @@ def facts(model) -> list[list[str]]:
         per_context = f", {uncompressed * (context or 0) / 2**20:.1f} MiB uncompressed"
     rows = [
         ["checkpoint", f"{path}, weights {fingerprint(path)[:12]}"],
-        ["origin", origin(path)],
+        ["origin", origin],
         ["architecture", f"{type(model).__name__}, computing in {str(model.dtype).removeprefix('torch.')}"],
         ["parameters", f"{total / 1e6:.1f} M, {active / 1e6:.1f} M active per token"],
         ["layers", f"{config.num_hidden_layers}, {config.hidden_size} wide, {config.num_attention_heads} heads"],
@@ -85,10 +81,8 @@ def build(model, tab: gr.Tab, checkpoint: gr.State, headline_box: gr.Markdown) -
         )
         open_button = gr.Button("Open", variant="primary", scale=1, min_width=100)
     status = gr.Markdown()
-    options = dict(
-        headers=["what", "value"], column_widths=["38%", "62%"], max_height=900, interactive=False, wrap=True
-    )
-    table = gr.Dataframe(facts(model), **options)
+    columns = dict(headers=["what", "value"], column_widths=["38%", "62%"])
+    table = gr.Dataframe(facts(model), **columns, max_height=900, interactive=False, wrap=True)
     with gr.Accordion("model card", open=False):
         text = gr.Code(card(current), language="markdown", show_label=False, interactive=False, wrap_lines=True)
 

@@ -6,8 +6,8 @@ from math import inf
 import gradio as gr
 
 from deepseek.ui.components import sampler_controls, share, token_detail
-from deepseek.ui.components.figure import figure
 from deepseek.ui.components.token_strip import event_int, token_strip
+from deepseek.ui.components.view import figure
 from deepseek.ui.errors import user_error, user_errors
 from deepseek.ui.generation import EXAMPLES, GENERATION_QUEUE, MODEL_QUEUE, UNQUEUED, Generation, generate
 from deepseek.ui.plots.sampling import entropy_and_temperature
@@ -43,14 +43,13 @@ def build(demo, checkpoint: gr.State, first: Generation):
             with gr.Row():
                 seed = gr.Number(first.params.seed, label="seed", info="same seed, same text")
                 locked = gr.Checkbox(False, label="keep this seed", info="otherwise each text gets a new one")
-            preset, controls = sampler_controls.sampler_controls()
-            share.build(demo, state, preset, controls, checkpoint.value)
+            # Outside any accordion: a closed one does not mount what is in it.
+            saved = gr.BrowserState({}, storage_key="deepseek-playground-presets", secret="presets")
+            preset, controls = sampler_controls.sampler_controls(saved=saved, parse_saved=share.valid_presets)
+            share.build(demo, state, saved, preset, controls, checkpoint.value)
 
-    inputs, outputs, details = (
-        [seed, locked, *controls.values()],
-        [strip, stats, seed, state, back],
-        [*detail, along, table],
-    )
+    inputs, outputs = [seed, locked, *controls.values()], [strip, stats, seed, state, back]
+    details = [*detail, along, table]
 
     def skip(components):
         return [gr.skip() for _ in components]
@@ -101,8 +100,7 @@ def build(demo, checkpoint: gr.State, first: Generation):
     quiet = dict(api_visibility="private", show_progress="hidden")
     options = dict(outputs=outputs, **quiet, **GENERATION_QUEUE)
     events = [
-        go.click(run, [checkpoint, prompt, *inputs], **options),
-        prompt.submit(run, [checkpoint, prompt, *inputs], **options),
+        *(event(run, [checkpoint, prompt, *inputs], **options) for event in (go.click, prompt.submit)),
         again.click(run_again, [checkpoint, state, *inputs], **options),
         checkpoint.change(run_other_checkpoint, [checkpoint, state, prompt, *inputs], **options),
         detail[2].branch(branch, state, **options),
@@ -122,36 +120,32 @@ def build(demo, checkpoint: gr.State, first: Generation):
     # trigger_mode: with "always_last" gradio would lose the index
     strip.select(select, state, [*detail], show_progress="hidden", trigger_mode="multiple", **UNQUEUED)
 
-    def is_link(request):
-        return "prompt" in request.query_params
-
-    @user_errors()
-    def read_link(request, vocab_size):
-        return share.from_query(request.query_params, vocab_size)
-
-    @user_errors()
     def open_model(request):
         path = request.query_params.get("checkpoint", checkpoint.value)
         return model_registry.open_requested(path, checkpoint.value)
 
+    @user_errors()
     def restore(request: gr.Request):
         """Puts a link's prompt, seed and settings into the page."""
-        if not is_link(request):
+        if "prompt" not in request.query_params:
             return skip([prompt, *inputs])
-        text, params, _ = read_link(request, inf)
+        text, params, _ = share.from_query(request.query_params, inf)
         values = {**asdict(params), "stop": "\n".join(params.stop)}
         return [text, params.seed or 0, params.seed is not None, *(values[name] for name in controls)]
 
     def run_link(request: gr.Request):
-        if is_link(request):
-            model, tokenizer = open_model(request)
-            yield from stream(generate(model, tokenizer, *read_link(request, model.config.vocab_size)))
-        else:
+        if "prompt" not in request.query_params:
             yield skip(outputs)
+            return
+        with user_errors():
+            model, tokenizer = open_model(request)
+            link = share.from_query(request.query_params, model.config.vocab_size)
+        yield from stream(generate(model, tokenizer, *link))
 
     def show_link_details(request: gr.Request, generation):
-        return show_details(generation) if is_link(request) else skip(details)
+        return show_details(generation) if "prompt" in request.query_params else skip(details)
 
+    @user_errors()
     def open_link_checkpoint(request: gr.Request):
         return open_model(request)[0].name_or_path if "checkpoint" in request.query_params else gr.skip()
 

@@ -12,15 +12,16 @@ from deepseek.checkpoints import saving
 from deepseek.training import runs
 from deepseek.training.config import TrainConfig, TrainingError
 from deepseek.training.metrics import History
-from deepseek.ui.components import run_panels, train_form
-from deepseek.ui.components.figure import figure
-from deepseek.ui.components.run_view import RunView, run_choices
+from deepseek.ui.components import run_view, train_form
+from deepseek.ui.components.view import figure
 from deepseek.ui.errors import user_error
 from deepseek.ui.generation import UNQUEUED
 from deepseek.ui.plots import training
 from deepseek.ui.server import access_control
 
-EXAMPLE_METRICS = Path(__file__).parents[3] / "assets" / "example-run.jsonl"
+EXAMPLE_METRICS = (
+    Path(__file__).parents[3] / "assets" / "example-run.jsonl"
+)  # every tenth step of a run of preset `quick`
 POLL_INTERVAL_S = 1.0
 ACTIONS = {"pause": "Pause", "resume": "Resume", "stop": "Stop and save", "delete": "Delete"}
 CONFIRM_JS = "(name, secret) => [confirm(`Delete run ${name} and its checkpoints?`) ? name : null, secret]"
@@ -50,17 +51,6 @@ def control_run(action: str, name: str, secret: str) -> None:
         raise user_error(error) from error
 
 
-def allowed_actions(run: runs.Run) -> dict[str, bool]:
-    """Which of ACTIONS a run in this state allows."""
-    ended = run.state in ("stopped", "failed", "killed")
-    return {
-        "pause": run.state == "running",
-        "resume": run.state == "paused" or (ended and run.checkpoint is not None),
-        "stop": run.alive,
-        "delete": not run.alive,
-    }
-
-
 def pin_checkpoint(path: str) -> str:
     """Pins the checkpoint at `path` until the page has opened it, or its run's newest if `path` was pruned; returns its path.
 
@@ -83,19 +73,12 @@ def archive_checkpoint(path: str) -> str:
     return str(runs.archive(Path(path)))
 
 
-def example_history() -> History:
-    """Every tenth step of a run of preset `quick`: shown before the first run."""
-    history = History()
-    history.add([json.loads(line) for line in EXAMPLE_METRICS.read_text().splitlines()])
-    return history
-
-
 def build(demo, tab: gr.Tab, tabs: gr.Tabs) -> None:
     """Adds the content of `tab`, one of `tabs` of the page `demo`. Runs are polled only while the tab is open.
 
     What depends on whether there are runs stays hidden until the page has asked.
     """
-    view, overlay = gr.State(RunView(), time_to_live=3600), gr.State(RunView(), time_to_live=3600)
+    view, overlay = gr.State(run_view.RunView(), time_to_live=3600), gr.State(run_view.RunView(), time_to_live=3600)
     timer = gr.Timer(POLL_INTERVAL_S, active=False)
     page_hidden = gr.Checkbox(visible=False)  # whether the browser shows another page
     gr.Markdown(
@@ -103,9 +86,8 @@ def build(demo, tab: gr.Tab, tabs: gr.Tabs) -> None:
         "back later, and it is still here."
     )
     with gr.Accordion("Start a run", open=False) as form:
-        secret = gr.Textbox(
-            "", label="owner's secret", info=access_control.NOTE, type="password", visible=access_control.is_public()
-        )
+        options = dict(label="owner's secret", info=access_control.NOTE, visible=access_control.is_public())
+        secret = gr.Textbox("", type="password", **options)
         c = train_form.build()
         start = gr.Button("Start", variant="primary")
     with gr.Column(visible=False) as no_runs:
@@ -114,29 +96,31 @@ def build(demo, tab: gr.Tab, tabs: gr.Tabs) -> None:
             "stories. Its loss falls; a few experts get nearly every token at first, and the load evens out.",
             elem_id="no-run",
         )
-        history = example_history()
+        history = History()
+        history.add([json.loads(line) for line in EXAMPLE_METRICS.read_text().splitlines()])
         figure(training.loss_curves({"example": history}, 60), "example-loss")
         figure(training.load_map(history), "example-load")
     with gr.Column(visible=False) as panels:
         with gr.Row():
-            run = gr.Dropdown([], label="run", info="shown below", allow_custom_value=True, min_width=200)
+            options = dict(allow_custom_value=True, min_width=200)
+            run = gr.Dropdown([], label="run", info="shown below", **options)
             overlay_name = gr.Dropdown(
-                [("none", "")], value="", label="overlay", info="curves of another run", allow_custom_value=True, min_width=200
-            )  # fmt: skip
+                [("none", "")], value="", label="overlay", info="curves of another run", **options
+            )
             smoothing = gr.Slider(0, 100, 60, step=1, label="smoothing", info="of the curves, in %", min_width=200)
         with gr.Row():
             buttons = {action: gr.Button(label, size="sm", min_width=110) for action, label in ACTIONS.items()}
-        p = run_panels.build()
+        p = run_view.build()
 
     lists = [run, overlay_name, form, no_runs, panels, c["name"], c["init_from"]]
     shown = [run, *p.values(), *buttons.values()]
-    inputs = [view, overlay, run, overlay_name, smoothing, p["checkpoint"]]
     quiet = dict(show_progress="hidden", **UNQUEUED)
+    update = dict(inputs=[view, overlay, run, overlay_name, smoothing, p["checkpoint"]], outputs=shown, **quiet)
     queued = dict(api_visibility="private")  # an error reaches the user only through the queue
 
     def refresh_lists(name):
         """Updates every list of runs, with `name` chosen if it still exists."""
-        choices = run_choices()
+        choices = run_view.run_choices()
         names = [value for _, value in choices]
         return {
             run: gr.update(choices=choices, value=name if name in names else next(iter(names), None)),
@@ -148,7 +132,7 @@ def build(demo, tab: gr.Tab, tabs: gr.Tabs) -> None:
 
     def open_tab(name, new_name):
         """Refreshes the lists; opens the form only if there is no run."""
-        names = [value for _, value in run_choices()]
+        names = [value for _, value in run_view.run_choices()]
         new_name = train_form.free_name() if new_name in names else gr.skip()
         return {**refresh_lists(name), form: gr.update(open=not names), c["name"]: new_name}
 
@@ -156,13 +140,19 @@ def build(demo, tab: gr.Tab, tabs: gr.Tabs) -> None:
         """Draws what is new of the run; nothing if there is no run of that name any more."""
         try:
             current = runs.find(runs.ROOT, name)
-            updates = run_panels.redraw(p, view, overlay, current, overlay_name, smoothing, checkpoint)
+            updates = run_view.redraw(p, view, overlay, current, overlay_name, smoothing, checkpoint)
         except runs.RunError:
             return {p["progress"]: ""}
         if view.changed("state", (name, current.state, current.checkpoint is None)):
-            allowed = allowed_actions(current)
+            ended = current.state in ("stopped", "failed", "killed")
+            allowed = {
+                "pause": current.state == "running",
+                "resume": current.state == "paused" or (ended and current.checkpoint is not None),
+                "stop": current.alive,
+                "delete": not current.alive,
+            }
             updates |= {button: gr.update(interactive=allowed[action]) for action, button in buttons.items()}
-            updates[run] = gr.update(choices=run_choices(), value=name)  # its label shows the state
+            updates[run] = gr.update(choices=run_view.run_choices(), value=name)  # its label shows the state
         return updates
 
     def poll_if_visible(*values):
@@ -195,26 +185,23 @@ def build(demo, tab: gr.Tab, tabs: gr.Tabs) -> None:
             newest = len(view.history.probes) - 1
             index = max(0, min(int(index), newest))
             view.probe_index = index if index < newest else None  # a poll under way still draws the newest
-            return run_panels.draw_probe(p, view.history, index)
+            return run_view.draw_probe(p, view.history, index)
         return {}
 
     demo.load(open_tab, [run, c["name"]], lists, **quiet)
     tabs.select(on_tab_select, None, timer, **quiet)
-    tab.select(open_tab, [run, c["name"]], lists, **quiet).then(redraw_all, inputs, shown, **quiet)
-    timer.tick(poll_if_visible, [*inputs, page_hidden], shown, js=HIDDEN_JS, **quiet)
-    start.click(start_from_form, [secret, *c.values()], lists, **queued).then(redraw_all, inputs, shown, **quiet)
+    tab.select(open_tab, [run, c["name"]], lists, **quiet).then(redraw_all, **update)
+    timer.tick(poll_if_visible, **{**update, "inputs": [*update["inputs"], page_hidden]}, js=HIDDEN_JS)
+    start.click(start_from_form, [secret, *c.values()], lists, **queued).then(redraw_all, **update)
     for action, button in buttons.items():
         js = CONFIRM_JS if action == "delete" else None
-        button.click(partial(press, action), [run, secret], lists, js=js, **queued).then(poll, inputs, shown, **quiet)
-    for choice in (run, overlay_name):
-        choice.input(poll, inputs, shown, **quiet)
-    smoothing.release(poll, inputs, shown, **quiet)
+        button.click(partial(press, action), [run, secret], lists, js=js, **queued).then(poll, **update)
+    for changed in (run.input, overlay_name.input, smoothing.release):
+        changed(poll, **update)
     probe_inputs, probe_outputs = [view, run, p["probe index"]], [p["probe"], p["probe note"]]
     p["probe index"].input(show_probe, probe_inputs, probe_outputs, trigger_mode="always_last", **quiet)
     pinned = gr.Textbox(visible=False)
-    p["open"].click(pin_checkpoint, p["checkpoint"], pinned, **queued).success(
-        None, pinned, None, js=OPEN_JS, **UNQUEUED
-    )
-    p["download"].click(archive_checkpoint, p["checkpoint"], p["file"], **queued).then(
-        lambda: gr.update(visible=True), None, p["file"], **UNQUEUED
-    )
+    opened = p["open"].click(pin_checkpoint, p["checkpoint"], pinned, **queued)
+    opened.success(None, pinned, None, js=OPEN_JS, **UNQUEUED)
+    archived = p["download"].click(archive_checkpoint, p["checkpoint"], p["file"], **queued)
+    archived.then(lambda: gr.update(visible=True), None, p["file"], **UNQUEUED)

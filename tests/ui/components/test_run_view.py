@@ -1,7 +1,9 @@
-"""What the page reads from a run's files, and the sentences it shows."""
+"""What the page reads from a run's files, the sentences it shows, and the panels it redraws."""
 
 import json
 from pathlib import Path
+
+import gradio as gr
 
 from deepseek.training import runs
 from deepseek.training.metrics import History
@@ -40,3 +42,29 @@ def test_a_resumed_run_is_read_again_from_its_first_step(tmp_path, monkeypatch):
     view = run_view.RunView()
     assert losses([(1, 5), (2, 4), (3, 3)], '{"step": 4') == [5, 4, 3]
     assert losses([(1, 5), (2, 4.5)]) == [5, 4.5]
+
+
+def test_the_probe_follows_the_newest_until_the_user_chooses_another(tmp_path, monkeypatch):
+    """Whatever the slider's value in the page: a poll may be under way while it is moved."""
+    monkeypatch.setattr(runs, "ROOT", str(tmp_path))
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text('{"max_steps": 9}')
+    with gr.Blocks():
+        p = run_view.build()
+
+    def probe_index(name, num_probes):
+        probe = {"tokens": ["a"], "layers": [1], "experts": 2, "indices": [[[0]]], "weights": [[[1.0]]]}
+        lines = [json.dumps({"step": step, "probe": probe}) + "\n" for step in range(num_probes)]
+        (tmp_path / name / "metrics.jsonl").write_text("".join(lines))
+        updates = run_view.redraw(p, view, run_view.RunView(), runs.find(tmp_path, name), "", 0, None)
+        return updates[p["probe index"]]["value"] if p["probe index"] in updates else None
+
+    view = run_view.RunView()
+    assert [probe_index("a", 3), probe_index("a", 3), probe_index("a", 4)] == [2, None, 3]
+    view.probe_index = 1
+    assert [probe_index("a", 4), probe_index("a", 4), probe_index("a", 5)] == [1, None, 1]
+    view.probe_index = None
+    assert [probe_index("a", 5), probe_index("a", 6)] == [4, 5]
+    view.probe_index = 1
+    assert probe_index("b", 4) == 3, "in another run it begins at the newest"

@@ -1,11 +1,11 @@
-"""When a View is redrawn, and with which values."""
+"""When a view is redrawn, and with which values."""
 
 from types import SimpleNamespace
 
 import gradio as gr
 import pytest
 
-from deepseek.ui.components.view import View
+from deepseek.ui.components.view import connect_view
 from deepseek.ui.server import model_registry
 
 SKIP = gr.skip()
@@ -24,11 +24,18 @@ def handlers(monkeypatch):
 
     with gr.Blocks():
         text, layer, seed, figure = gr.Textbox(), gr.Slider(0, 9), gr.Number(), gr.JSON()
-        view = View(
-            redraw, [text, layer, seed], [figure], 1, [layer], lambda model: [dict(maximum=model.layers, value=1)]
+        (on_request,), (on_open,) = connect_view(
+            redraw,
+            [text, layer, seed],
+            [figure],
+            gr.State("demo"),
+            [listener],
+            [listener],
+            num_watched=1,
+            fitted=[layer],
+            fit=lambda model: [dict(maximum=model.layers, value=1)],
+            sub_tab=(gr.State("open"), "open"),
         )
-        connection = dict(drawn=None, sub_tab=(gr.State("open"), "open"))
-        (on_request,), (on_open,) = view.connect(gr.State("demo"), [listener], [listener], **connection)
     return on_request, on_open
 
 

@@ -9,11 +9,20 @@ from transformers import AutoModelForCausalLM
 from deepseek import SamplingParams, stream, trace
 from deepseek.model.load_balancing import load_shares, tokens_per_expert
 from deepseek.ui.plots.attention import attention_map, attention_received, attention_small
-from deepseek.ui.plots.cache import cache_bytes, latent_norms
-from deepseek.ui.plots.domains import divergence_bars, load_by_text
-from deepseek.ui.plots.lens import lens_map
-from deepseek.ui.plots.long_text import MAX_TRANSITIONS, co_activation, transitions, vocabulary_specialization
-from deepseek.ui.plots.routing import ablation_bars, balance, expert_load, expert_map, token_path
+from deepseek.ui.plots.layers import cache_bytes, latent_norms, lens_map
+from deepseek.ui.plots.routing import (
+    MAX_TRANSITIONS,
+    ablation_bars,
+    balance,
+    co_activation,
+    divergence_bars,
+    expert_load,
+    expert_map,
+    load_by_text,
+    token_path,
+    transitions,
+    vocabulary_specialization,
+)  # fmt: skip
 from deepseek.ui.plots.sampling import entropy_and_temperature, funnel
 from deepseek.ui.plots.style import expert_colour, label
 

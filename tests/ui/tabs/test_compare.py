@@ -3,8 +3,7 @@
 import pytest
 
 from deepseek import SamplingParams, load, stream
-from deepseek.ui.components.comparison import sample_stats
-from deepseek.ui.generation import Generation, side_by_side
+from deepseek.ui.generation import Generation, generate, interleave
 from deepseek.ui.tabs import compare
 
 
@@ -17,7 +16,7 @@ def test_figures_of_a_repeating_text():
 
     generation = Generation("", SamplingParams())
     generation.tokens = [Token(i % 4) for i in range(16)]
-    figures = sample_stats(generation)
+    figures = compare.sample_stats(generation)
     assert figures["tokens_per_second"] == 100 and figures["mean_probability"] == 0.5
     assert figures["distinct_2_grams"] == 4 / 15
     assert figures["repeated_4_grams"] == pytest.approx(1 - 4 / 13)
@@ -27,7 +26,7 @@ def test_a_report_lists_what_differed_and_the_figures_of_both_sides(demo, checkp
     """Two settings and two checkpoints at once."""
     a, b = SamplingParams(seed=3, max_new_tokens=9), SamplingParams(seed=3, max_new_tokens=9, top_k=4)
     other = load(checkpoint)
-    *_, (one, two) = side_by_side(demo, other, "Once upon", a, b)
+    *_, (one, two) = interleave([generate(*demo, "Once upon", a), generate(*other, "Once upon", b)])
     for generation, opened, params in ((one, demo, a), (two, other, b)):
         assert [t.id for t in generation.tokens] == [t.id for t in stream(*opened, "Once upon", params)]
     rows = {name: values for name, *values in compare.report(one, two, ("assets/demo", checkpoint))}
