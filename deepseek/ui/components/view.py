@@ -1,5 +1,7 @@
 """What tabs are built from: figures, controls, and views that follow the user's checkpoint."""
 
+import functools
+import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import Field
@@ -57,8 +59,18 @@ def checkpoint_choice(path: str, current: str) -> dict:
     return gr.update(choices=list(dict.fromkeys([*model_registry.choices(current), path])), value=path)
 
 
+def first_of(generator: Callable[..., Iterator]) -> Callable:
+    """The function that returns what `generator` yields first."""
+
+    @functools.wraps(generator)
+    def first(*arguments):
+        return next(generator(*arguments))
+
+    return first
+
+
 def connect_view(
-    redraw: Callable[..., Iterator],
+    redraw: Callable,
     inputs: Sequence,
     outputs: Sequence,
     checkpoint: gr.State,
@@ -73,22 +85,24 @@ def connect_view(
 ):
     """Redraws a view on the events `requested`, and if out of date on the events `opened`; returns both lists of listeners.
 
-    `redraw(model, tokenizer, *values of inputs)` yields the values of `outputs`. The view is out of date unless it shows the
-    user's checkpoint and the present values of the first `num_watched` inputs; at first it shows nothing, or if `is_drawn`
-    the page's own checkpoint. For another checkpoint `fit(model)` gives the properties (value, choices, maximum) of the
-    inputs in `fitted`. A view in a sub-tab gives (State with the open sub-tab's name, its own name). `options` are those of
-    a gradio event.
+    `redraw(model, tokenizer, *values of inputs)` returns the values of `outputs`, or yields them as they grow. The view is out
+    of date unless it shows the user's checkpoint and the present values of the first `num_watched` inputs; at first it shows
+    nothing, or if `is_drawn` the page's own checkpoint. For another checkpoint `fit(model)` gives the properties (value,
+    choices, maximum) of the inputs in `fitted`. A view in a sub-tab gives (State with the open sub-tab's name, its own name).
+    `options` are those of a gradio event.
     """
     shows = (checkpoint.value, *(block.value for block in inputs[:num_watched])) if is_drawn else None
     drawn = gr.State(shows, time_to_live=3600)
     open_tab, name = sub_tab or (checkpoint, None)
     all_inputs, all_outputs = [checkpoint, *inputs], [*outputs, drawn]
     options = {**dict(api_visibility="private", show_progress="minimal"), **MODEL_QUEUE, **options}
+    streams = inspect.isgeneratorfunction(redraw)
 
     # The page shows a redraw's gr.Progress only if some function has it as a default.
     def on_request(_progress=gr.Progress(), path="", *values):  # noqa: B008
-        for shown in redraw(*model_registry.get_model(path), *values):
-            yield [*shown, (path, *values[:num_watched])]
+        drawings = redraw(*model_registry.get_model(path), *values)
+        for drawing in drawings if streams else [drawings]:
+            yield [*drawing, (path, *values[:num_watched])]
 
     def on_open(open_name, drawn, path, *values):
         updates = [gr.skip() for _ in fitted]
@@ -103,7 +117,10 @@ def connect_view(
         for drawing in on_request(None, path, *values):
             yield [*drawing, *updates]
 
+    handlers = on_request, on_open
+    if not streams:  # gradio sends twice what a generator yields last
+        handlers = first_of(on_request), first_of(on_open)
     return (
-        [event(on_request, all_inputs, all_outputs, **options) for event in requested],
-        [event(on_open, [open_tab, drawn, *all_inputs], [*all_outputs, *fitted], **options) for event in opened],
+        [event(handlers[0], all_inputs, all_outputs, **options) for event in requested],
+        [event(handlers[1], [open_tab, drawn, *all_inputs], [*all_outputs, *fitted], **options) for event in opened],
     )

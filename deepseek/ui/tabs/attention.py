@@ -113,7 +113,7 @@ def build(model, text: str, first: Trace, checkpoint: gr.State, tab: gr.Tab) -> 
         trace = trace_text(model, tokenizer, text)
         token = selected[1] if selected[0] == text else None
         *drawn, token = draw(trace, model.config, tokens, layer, head, small, ranges[:2], ranges[2:], token)
-        yield [*drawn, (text, token)]
+        return [*drawn, (text, token)]
 
     def select(checkpoint, selected, tokens, layer, head, lines, event: gr.EventData):
         """Colours the text by the attention of the clicked token."""

@@ -83,7 +83,7 @@ def build(examples: dict[str, LongTrace], **connection) -> None:
         for name, text in filled.items():
             progress((len(traces), len(filled)), unit="texts")
             traces[name] = trace_long(model, tokenizer, text)
-        yield draw(traces)
+        return draw(traces)
 
     connect_view(redraw, boxes, [summary, bars, heading, loads], requested=[button.click], **connection)
     reset.click(lambda: texts, None, boxes, **UNQUEUED)

@@ -97,7 +97,7 @@ def _build_text(text: str, first: Trace, **connection) -> gr.Textbox:
     strip.select(select, traced, path_plot, show_progress="hidden", trigger_mode="multiple", **UNQUEUED)
 
     def redraw(model, tokenizer, text):
-        yield draw(trace_text(model, tokenizer, text))
+        return draw(trace_text(model, tokenizer, text))
 
     outputs = [strip, path_plot, map_plot, load_plot, balance_plot, note, traced]
     connect_view(redraw, [box], outputs, requested=[button.click, box.submit], num_watched=1, **connection)

@@ -61,7 +61,7 @@ def build(model, text: str, first: Trace, checkpoint: gr.State, tab: gr.Tab) -> 
 
     def redraw(model, tokenizer, text):
         *drawn, norms = draw(model, trace_text(model, tokenizer, text))
-        yield [*drawn, norms, gr.update(visible=norms is not None)]
+        return [*drawn, norms, gr.update(visible=norms is not None)]
 
     outputs = [lens_note, lens, cache_note, sizes, norms, latents]
     connect_view(redraw, [box], outputs, checkpoint, [button.click, box.submit], [tab.select], num_watched=1)

@@ -94,7 +94,7 @@ def build(model, first: LongTrace, **connection) -> None:
     def redraw(model, tokenizer, text, layer):
         progress = gr.Progress()
         traced = trace_long(model, tokenizer, text, lambda fraction: progress(fraction, desc="tracing"))
-        yield [traced, *draw(traced, layer)]
+        return [traced, *draw(traced, layer)]
 
     outputs = [traced, note, vocabulary, co_activation, transitions]
     fitting = dict(fitted=[layer], fit=lambda model: [layer_choices(model)])

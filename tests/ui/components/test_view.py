@@ -1,5 +1,6 @@
 """When a view is redrawn, and with which values."""
 
+import inspect
 from types import SimpleNamespace
 
 import gradio as gr
@@ -58,3 +59,13 @@ def test_another_text_redraws_with_the_same_choices(handlers):
 def test_another_checkpoint_redraws_with_choices_that_fit_it(handlers, drawn):
     (values,) = handlers[1]("open", drawn, "other", "fox", 9, 7)
     assert values == [("other", "fox", 1, 7), ("other", "fox"), gr.update(maximum=5, value=1)]
+
+
+def test_a_redraw_that_returns_is_sent_once():
+    """What a generator yields last gradio sends twice, which for the maps of the Attention tab is 0.6 MB."""
+    functions = []
+    with gr.Blocks():
+        text, figure = gr.Textbox("fox"), gr.JSON()
+        listener = lambda function, *_, **__: functions.append(function)  # noqa: E731
+        connect_view(lambda *_: [1], [text], [figure], gr.State("demo"), [listener], [listener], num_watched=1)
+    assert len(functions) == 2 and not any(map(inspect.isgeneratorfunction, functions))
