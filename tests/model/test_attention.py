@@ -10,7 +10,7 @@ def random_inputs(num_tokens, dtype=torch.float32):
     """(query, key, value) of 2 sequences and 3 heads; keys are 24 wide and values 16."""
     generator = torch.Generator().manual_seed(num_tokens)
     shapes = [(2, 3, num_tokens, 24)] * 2 + [(2, 3, num_tokens, 16)]
-    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
 
 
 def reference(query, key, value, scale):
@@ -19,22 +19,13 @@ def reference(query, key, value, scale):
     return masked.softmax(-1) @ value
 
 
-def output_and_gradients(function, inputs):
-    inputs = [x.detach().requires_grad_() for x in inputs]
-    output = function(*inputs, 0.2)
-    output.square().sum().backward()
-    return [output, *(x.grad for x in inputs)]
-
-
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
-def test_output_and_gradients_equal_the_definition(dtype, tolerance):
+def test_the_output_equals_the_definition(dtype, tolerance):
     for num_tokens in (2, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 3 * BLOCK + 50):
         inputs = random_inputs(num_tokens, dtype)
-        actual = output_and_gradients(causal_attention, inputs)
-        expected = output_and_gradients(reference, [x.double() for x in inputs])
-        for ours, exact in zip(actual, expected):
-            assert ours.dtype == dtype and ours.shape == exact.shape
-            assert (ours - exact).abs().max() <= tolerance * exact.abs().max()
+        output, expected = causal_attention(*inputs, 0.2), reference(*(x.double() for x in inputs), 0.2)
+        assert output.dtype == dtype and output.shape == expected.shape
+        assert (output - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 def test_bfloat16_scores_are_not_rounded():
@@ -47,16 +38,8 @@ def test_bfloat16_scores_are_not_rounded():
     assert torch.allclose(output[0, 0, 1].float(), expected, atol=4e-3)
 
 
-def test_autocast_casts_the_inputs():
-    query, key, value = random_inputs(100)
-    with torch.autocast("cpu", torch.bfloat16):
-        output = causal_attention(query, key, value, 0.2)
-    assert output.dtype == torch.bfloat16
-    assert torch.equal(output, causal_attention(*(x.bfloat16() for x in (query, key, value)), 0.2))
-
-
 def test_a_later_token_does_not_change_earlier_outputs():
-    query, key, value = (x.detach() for x in random_inputs(2 * BLOCK))
+    query, key, value = random_inputs(2 * BLOCK)
     before = causal_attention(query, key, value, 0.2)
     for changed in (query, key, value):
         changed[:, :, BLOCK + 10 :] += 1
@@ -70,10 +53,14 @@ def test_keys_and_values_beyond_the_queries_are_ignored():
     assert torch.equal(causal_attention(query, *longer, 0.2), causal_attention(query, key, value, 0.2))
 
 
-def test_cpus_with_amx_tiles_keep_the_fused_kernel(monkeypatch):
+def test_it_is_for_inference_on_cpus_without_amx_tiles(monkeypatch):
     for has_tiles in (True, False):
         monkeypatch.setattr(
             "deepseek.model.cpu_features.cpu_flags", lambda has_tiles=has_tiles: {"amx-tile": has_tiles}
         )
-        assert supports(torch.ones(1)) is not has_tiles
-    assert not supports(torch.ones(1, device="meta"))
+        with torch.no_grad():
+            assert supports(torch.ones(1)) is not has_tiles
+            assert not supports(torch.ones(1, device="meta"))
+            with torch.autocast("cpu", torch.bfloat16):
+                assert not supports(torch.ones(1))
+        assert not supports(torch.ones(1))
