@@ -21,15 +21,14 @@ from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM
 # Models this small wait 20 times longer for their threads than they compute where the cores are busy.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # in the commands that tests start
-LONGEST = ["browser/test_training", "browser/test_hostile", "browser/test_tokens", "browser/test_access", "test_readme",
-           "browser/test_page", "browser/test_", "test_space", "training/test_", "test_how_to", "ui/"]  # fmt: skip
+LONGEST = ["/browser/", "test_readme", "test_space", "training/test_", "test_how_to", "ui/"]
 
 
 class ByFile(LoadScopeScheduling):
-    """One file's tests run in one process."""
+    """One file's tests run in one process, and all browser tests in one: two browsers slow each other down."""
 
     def _split_scope(self, nodeid):
-        return nodeid.split("::")[0]
+        return "browser" if "/browser/" in nodeid else nodeid.split("::")[0]
 
 
 def pytest_xdist_make_scheduler(config, log):

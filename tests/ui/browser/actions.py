@@ -22,7 +22,8 @@ def watched_page(browser, url, width=1280):
     page.on("request", lambda r: None if r.url.startswith((url, "data:", "blob:")) else complaints.append(r.url))
     yield page, complaints
     page.close()
-    assert [complaint for complaint in complaints if not complaint.startswith(LEFT)] == []
+    serious = [complaint for complaint in complaints if not complaint.startswith(LEFT)]
+    assert not serious, serious
 
 
 def open_page(page, url):
