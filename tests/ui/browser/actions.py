@@ -41,6 +41,12 @@ def begin(page, prompt=None):
     expect(page.locator("#strip .previous")).to_have_count(0)
 
 
+def ask_for_a_long_sample(page):
+    """Sets the sampler so hot that a sample does not end early."""
+    for name, value in (("max new tokens", 400), ("temperature", 2), ("top-k", 0), ("top-p", 1)):
+        slide(page, name, value)
+
+
 def settle(page):
     """Waits until the sample has ended."""
     expect(page.locator("#stats")).to_contain_text("ended by")

@@ -9,6 +9,7 @@ from small import randomized
 from transformers import MixtralConfig, MixtralForCausalLM
 from ui.browser.actions import (
     WIDE_AND_PHONE,
+    ask_for_a_long_sample,
     begin,
     branch,
     button,
@@ -69,13 +70,7 @@ def test_a_sample_streams_and_both_panels_show_it(page):
 
 @WIDE_AND_PHONE
 def test_stop_keeps_the_tokens_so_far(page):
-    for name, value in (
-        ("max new tokens", 400),
-        ("temperature", 2),
-        ("top-k", 0),
-        ("top-p", 1),
-    ):  # too hot to end early
-        slide(page, name, value)
+    ask_for_a_long_sample(page)
     begin(page)
     expect(page.locator("#strip .token").nth(5)).to_be_attached()
     button(page, "Stop").click()

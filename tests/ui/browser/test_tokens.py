@@ -9,6 +9,7 @@ from playwright.sync_api import expect
 from running import app_in
 from ui.browser.actions import (
     WIDE_AND_PHONE,
+    ask_for_a_long_sample,
     branch,
     button,
     generate,
@@ -62,13 +63,7 @@ def test_hover_shows_figures_and_colours_follow_the_choice(page):
 
 @WIDE_AND_PHONE
 def test_a_token_selected_while_text_streams_stays_selected(page):
-    for name, value in (
-        ("max new tokens", 400),
-        ("temperature", 2),
-        ("top-k", 0),
-        ("top-p", 1),
-    ):  # too hot to end early
-        slide(page, name, value)
+    ask_for_a_long_sample(page)
     # In the page itself: the sample may end before a click from outside arrives.
     page.evaluate(
         """() => {
