@@ -1,10 +1,18 @@
 """The playground: `python app.py [CHECKPOINT]`, then open the address it prints."""
 
+import argparse
 import sys
+from pathlib import Path
 
 from deepseek.ui.server import startup
 
-compiling = startup.begin(sys.argv[1:2])
+parser = argparse.ArgumentParser(
+    description="Open the playground.",
+    epilog="GRADIO_SERVER_PORT and GRADIO_SERVER_NAME set its address.",
+)
+parser.add_argument("checkpoint", nargs="?", help="a folder, a run, a checkpoint of a run or a Hub id (the demo)")
+checkpoint = parser.parse_args().checkpoint if __name__ == "__main__" else None
+compiling = startup.begin([checkpoint] if checkpoint else [])
 
 import gradio as gr
 from starlette.middleware import Middleware
@@ -28,7 +36,10 @@ THEME = gr.themes.Default(
 
 def main():
     try:
-        model, tokenizer = model_registry.open_model(sys.argv[1] if len(sys.argv) > 1 else model_registry.DEMO)
+        path = model_registry.requested_path(checkpoint or model_registry.DEMO)
+        for status in model_registry.opening(path, path):
+            print(status, end="\r", flush=True)  # each over the one before
+        model, tokenizer = model_registry.open_model(path)
     except ValueError as error:
         sys.exit(f"error: {error}")
 
@@ -41,7 +52,9 @@ def main():
     startup.enable_gc()
     demo.queue(max_size=64).launch(
         theme=THEME,
-        css_paths="assets/style.css",
+        css_paths=["assets/style.css", "assets/walk.css"],
+        js=Path("assets/inputs.js").read_text("utf-8"),
+        head=f"<script>{Path('assets/selection.js').read_text('utf-8')}</script>",
         footer_links=["api"],
         max_file_size="1gb",
         app_kwargs={"middleware": [Middleware(RequestValidation)]},

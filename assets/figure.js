@@ -14,7 +14,7 @@
   }
 
   function* rows(trace) {
-    const series = trace.name;
+    const series = trace.meta || trace.name;
     if (trace.type === 'sankey') {
       const labels = list(trace.node.label), link = trace.link;
       const source = list(link.source), target = list(link.target), value = list(link.value);

@@ -5,9 +5,9 @@ import importlib
 # Public name -> its module, imported when the name is first used: `import deepseek` alone must stay cheap.
 _MODULES = {
     "SamplingParams": "deepseek.inference.sampling",
-    "TokenTrace": "deepseek.inference.engine",
+    "TokenTrace": "deepseek.inference.token_trace",
     "Trace": "deepseek.interpret.trace",
-    "load": "deepseek.checkpoints.loading",
+    "load": "deepseek.inference.fast_generate",
     "preset": "deepseek.model.config",
     "stream": "deepseek.inference.engine",
     "trace": "deepseek.interpret.trace",

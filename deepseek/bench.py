@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from deepseek.inference.decode_model import DecodeModel, supports
 from deepseek.inference.engine import Request, decode_step
+from deepseek.inference.fast_generate import DeepseekV3ForCausalLM as FastForCausalLM
 from deepseek.inference.sampling import SamplingParams
 from deepseek.model.config import PRESETS, preset
 from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM
@@ -35,16 +36,18 @@ from deepseek.model.mla_cache import MLACache
 from deepseek.train import keep_freed_memory
 
 ROOT = Path(__file__).parents[1]
-MODELS = {"ours": DeepseekV3ForCausalLM, "stock": StockForCausalLM}
+MODELS = {"ours": FastForCausalLM, "stock": StockForCausalLM}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # equal quality: tests/measure/precision.py
 LLAMA_CPP_TYPES = {"fp32": "f32", "bf16": "bf16", "int8": "q8_0"}
 CONTEXTS = (64, 1024, 2048)  # tokens before the decoded ones, or as many as the model reads
 PREFILL = 512  # tokens
 NEW_TOKENS = 24  # decoded in one timed go
-BATCH_SIZE = 8  # of batched decoding
+BATCH_SIZES = 8, 32  # of batched decoding
+PROMPTS = 64, 512  # tokens before a first token
 TRAIN_BATCH, TRAIN_SEQ_LEN = 8, 256
-LOWER_IS_BETTER = ("first token, s", "memory, MiB")
-TOKENIZER = SimpleNamespace(decode=lambda ids, **_: " ".join(map(str, ids)))  # the models have none
+PROCESS = "process to first token, s", "memory, MiB"
+LOWER_IS_BETTER = *PROCESS, *(f"first token after {length}, ms" for length in PROMPTS)
+TOKENIZER = SimpleNamespace(decode=lambda ids, **_: " ".join(map(str, ids)), bos_token_id=None)  # the models have none
 
 Work = dict[tuple[str, str], Callable[[], float]]  # (engine, precision) -> measures a figure once
 Rates = dict[tuple[str, str], list[float]]  # (engine, precision) -> a figure a round
@@ -60,20 +63,26 @@ class Engine:
             self.decode_model = DecodeModel(self.model, "int8" if precision == "int8" else "model")
 
     @torch.inference_mode()
-    def prefill(self, ids_1S, new_tokens: int = 0):
-        """The cache of a prompt, with capacity for `new_tokens` more."""
-        capacity = ids_1S.shape[1] + new_tokens
+    def prefill(self, ids_RS, new_tokens: int = 0):
+        """(most likely next tokens, cache) of R prompts; the cache has capacity for `new_tokens` more.
+
+        The decode model takes a cache for each prompt, a list of them.
+        """
+        if self.decode_model and len(ids_RS) > 1:
+            tokens, caches = zip(*(self.prefill(ids_1S, new_tokens) for ids_1S in ids_RS.split(1)))
+            return sum(tokens, []), sum(caches, [])
+        capacity = ids_RS.shape[1] + new_tokens
         cache = MLACache(self.model.config, capacity) if self.name == "ours" else DynamicCache()
-        self.model(ids_1S, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return cache
+        logits = self.model(ids_RS, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        return logits[:, -1].argmax(-1).tolist(), [cache] if self.decode_model else cache
 
     @torch.inference_mode()
-    def decode(self, token: int, cache) -> int:
-        """The most likely next token after `token`."""
+    def decode(self, tokens: list[int], cache) -> list[int]:
+        """The most likely next token after each of `tokens`."""
         if self.decode_model:
-            return int(self.decode_model([token], [cache])[0].argmax())
-        ids = torch.tensor([[token]], device=self.model.device)
-        return int(self.model(ids, past_key_values=cache, use_cache=True).logits[0, -1].argmax())
+            return self.decode_model(tokens, cache)[0].argmax(-1).tolist()
+        ids = torch.tensor(tokens, device=self.model.device)[:, None]
+        return self.model(ids, past_key_values=cache, use_cache=True).logits[:, -1].argmax(-1).tolist()
 
 
 def seconds(work: Callable) -> float:
@@ -92,32 +101,45 @@ def in_turns(work: Work, rounds: int) -> Rates:
     return {label: [values_of_round[label] for values_of_round in values[1:]] for label in work}
 
 
-def random_prompt(model, length: int) -> torch.Tensor:
-    """The same ids for every engine, (1, length)."""
+def random_prompts(model, length: int, num_prompts: int = 1) -> torch.Tensor:
+    """The same ids for every engine, (num_prompts, length)."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(1, model.config.vocab_size, (1, length), generator=generator).to(model.device)
+    return torch.randint(1, model.config.vocab_size, (num_prompts, length), generator=generator).to(model.device)
 
 
-def decode_rate(engine: Engine, context: int) -> float:
-    """Tokens a second after `context` tokens."""
-    cache = engine.prefill(random_prompt(engine.model, context), NEW_TOKENS + 2)
-    token = engine.decode(5, cache)
+def decode_rate(engine: Engine, context: int, batch_size: int = 1) -> float:
+    """Tokens a second after `context` tokens, of all requests of a batch."""
+    tokens, cache = engine.prefill(random_prompts(engine.model, context, batch_size), NEW_TOKENS + 1)
+    tokens = engine.decode(tokens, cache)
 
     def work():
-        nonlocal token
+        nonlocal tokens
         for _ in range(NEW_TOKENS):
-            token = engine.decode(token, cache)
+            tokens = engine.decode(tokens, cache)
 
-    return NEW_TOKENS / seconds(work)
+    return batch_size * NEW_TOKENS / seconds(work)
+
+
+def generate_rate(engine: Engine, context: int) -> float:
+    """Tokens a second of transformers' `generate`, greedy, with the prompt's prefill."""
+    ids_1S = random_prompts(engine.model, context)
+    options = dict(attention_mask=torch.ones_like(ids_1S), do_sample=False, pad_token_id=0)
+    generate = partial(engine.model.generate, ids_1S, **options, min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS)
+    return NEW_TOKENS / seconds(generate)
 
 
 def prefill_rate(engine: Engine) -> float:
     """Tokens a second of a prompt of PREFILL tokens."""
-    ids = random_prompt(engine.model, PREFILL)
-    return PREFILL / seconds(lambda: engine.prefill(ids))
+    return PREFILL / (first_token_time(engine, PREFILL) / 1e3)
 
 
-def batch_rate(engine: Engine, batch_size: int, record: bool = True) -> float:
+def first_token_time(engine: Engine, length: int) -> float:
+    """Milliseconds from a prompt of `length` tokens to the token after it."""
+    ids = random_prompts(engine.model, length)
+    return 1e3 * seconds(lambda: engine.prefill(ids))
+
+
+def traced_rate(engine: Engine, batch_size: int, record: bool = True) -> float:
     """Sampled tokens a second of `batch_size` requests decoded together, traced where `record` is true."""
     settings = dict(temperature=0.8, top_k=50, top_p=0.95, max_new_tokens=60)
     requests = [
@@ -142,17 +164,26 @@ def decoding(folder, contexts: list[int], precisions: list[str]) -> Iterator[tup
     engines = {(name, precision): Engine(name, precision, folder) for precision in equal for name in MODELS}
     for context in contexts:
         yield f"decode, {context} context", {key: partial(decode_rate, e, context) for key, e in engines.items()}
+    for batch_size in BATCH_SIZES:
+        label = f"decode, batch {batch_size}, {contexts[0]} context"
+        yield label, {key: partial(decode_rate, e, contexts[0], batch_size) for key, e in engines.items()}
+    yield (
+        f".generate, {contexts[0]} context",
+        {key: partial(generate_rate, e, contexts[0]) for key, e in engines.items()},
+    )
     yield f"prefill, {PREFILL} tokens", {key: partial(prefill_rate, e) for key, e in engines.items()}
+    for length, figure in zip(PROMPTS, LOWER_IS_BETTER[2:]):
+        yield figure, {key: partial(first_token_time, e, length) for key, e in engines.items()}
     if "int8" in precisions:
         key = ("ours", "int8")
         engines[key] = Engine(*key, folder)
         for context in contexts:
             yield f"decode, {context} context, 8-bit weights", {key: partial(decode_rate, engines[key], context)}
     for precision in precisions:
-        rate = partial(batch_rate, engines["ours", precision])
-        untraced, batch = partial(rate, 1, record=False), partial(rate, BATCH_SIZE)
+        rate = partial(traced_rate, engines["ours", precision])
+        untraced, batch = partial(rate, 1, record=False), partial(rate, BATCH_SIZES[0])
         yield f"traced decode, {precision}", {("ours", precision): partial(rate, 1), ("untraced", precision): untraced}
-        label = f"decode, batch {BATCH_SIZE}, {precision}"
+        label = f"traced decode, batch {BATCH_SIZES[0]}, {precision}"
         yield label, {("ours", precision): batch, ("batch 1", precision): partial(rate, 1)}
 
 
@@ -198,13 +229,13 @@ def first_token(folder, precisions: list[str], threads: int, rounds: int) -> dic
         printed = subprocess.check_output([sys.executable, "-m", "deepseek.bench", *child], cwd=ROOT, text=True)
         times[name, precision].append(time.perf_counter() - start)
         memory[name, precision].append(int(printed.split()[-1]) / 1024)
-    return dict(zip(LOWER_IS_BETTER, (times, memory)))
+    return dict(zip(PROCESS, (times, memory)))
 
 
 def run_child(name: str, precision: str, folder: str) -> None:
     """The process that `first_token` measures: opens the model, decodes a token, prints its peak memory in KiB."""
     engine = Engine(name, precision, folder)
-    engine.decode(5, engine.prefill(torch.tensor([[5, 6, 7]]), 1))
+    engine.decode(*engine.prefill(torch.tensor([[5, 6, 7]]), 1))
     # getrusage counts what the parent had, too.
     print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 

@@ -1,23 +1,22 @@
 """Training from the command line: `python -m deepseek.train --name NAME ...`; `--help` lists the settings.
 
-One run per folder of runs trains at a time. SIGTERM and Ctrl-C end a run after its current step, with a checkpoint.
+One run per folder of runs trains at a time. SIGTERM, Ctrl-C and a closed terminal end a run after its current step, with a
+checkpoint, and at once before its first step.
 """
 
 import collections
+import contextlib
 import ctypes
+import logging
 import os
 import signal
 import sys
+import threading
+from pathlib import Path
 
-from transformers.utils import logging as transformers_logging
-
-from deepseek.checkpoints.loading import CheckpointError
-from deepseek.data.file_formats import DataError
 from deepseek.training import job_process
 from deepseek.training.config import TrainConfig, TrainingError, parse
 from deepseek.training.metrics import SPEED_WINDOW_STEPS, TrainStep, duration, seconds_left
-from deepseek.training.resource_check import check_resources
-from deepseek.training.trainer import resume_point, train
 
 
 def keep_freed_memory() -> None:
@@ -42,50 +41,98 @@ def report(config: TrainConfig, step: TrainStep, speeds) -> None:
     print("\n".join(lines), flush=True)
 
 
+@contextlib.contextmanager
+def stop_signals(run: Path, is_main: bool):
+    """Yields (the signals received that ask for a stop, an event to set once there is a step to save).
+
+    Until then a signal ends the process at once, recorded as a stop if it `is_main`. Python would only hear it after an import,
+    or after a tokenizer has learned from gigabytes: a thread is woken through a pipe.
+    """
+    signals, has_steps = [], threading.Event()
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def wait():
+        if os.read(reader, 1) and not has_steps.is_set():
+            if is_main and (run / job_process.PROCESS_FILE).exists():
+                job_process.record_end(run, "stopped")
+            os._exit(0)
+        os.close(reader)
+
+    signal.set_wakeup_fd(writer)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores a closed terminal
+            signal.signal(number, lambda number, _: signals.append(number))
+    threading.Thread(target=wait, daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # blocked by runs.start until now
+    try:
+        yield signals, has_steps
+    finally:
+        signal.set_wakeup_fd(-1)
+        os.close(writer)
+
+
 def main():
     config, resume = parse()
-    keep_freed_memory()
-    transformers_logging.disable_progress_bar()
     is_main = os.environ.get("RANK", "0") == "0"  # of several processes one holds the lock and records the end
-    if is_main:
-        try:
-            lock = job_process.lock(config.root, config.name)
-            check_resources(config, resume_point(config, resume))
-        except TrainingError as error:
-            sys.exit(f"error: {error}")
+    try:
+        lock = job_process.lock(config.root, config.name) if is_main else None
+        with stop_signals(config.run, is_main) as (signals, has_steps):
+            run(config, resume, lock, signals, has_steps)
+    except TrainingError as error:
+        sys.exit(f"error: {error}")
+
+
+def run(config: TrainConfig, resume: bool, lock: int | None, signals: list[int], has_steps: threading.Event) -> None:
+    """Trains, prints and records how it ended; `lock` is None on all but the main process.
+
+    Raises TrainingError with the sentence of whatever a user can mend, else the error itself.
+    """
+    # Seconds of imports, in which a stop is heard.
+    from transformers.utils import logging as transformers_logging
+
+    from deepseek.checkpoints.loading import CheckpointError
+    from deepseek.data.file_formats import DataError
+    from deepseek.training.resource_check import check_resources, resume_point
+    from deepseek.training.trainer import train
+
+    keep_freed_memory()
+    logging.basicConfig(format="Note: %(message)s", stream=sys.stdout)
+    transformers_logging.disable_progress_bar()
+    if lock is not None:
+        logging.getLogger("deepseek").setLevel(logging.INFO)  # notes on the data
+        check_resources(config, resume_point(config, resume))
         config.run.mkdir(exist_ok=True)
         job_process.record_start(config.run)
+        for note in config.notes():
+            print(f"Note: {note}", flush=True)
 
-    signals, step, failure, state, reason = [], None, None, "finished", ""
+    failure, state, reason, last_step = None, "finished", "", config.max_steps
     speeds = collections.deque(maxlen=SPEED_WINDOW_STEPS)
-
-    def stop(signal_number, _):
-        signals.append(signal_number)
-        if step is None:
-            raise KeyboardInterrupt  # before the first step there is nothing to save
-
     try:
-        for signal_number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signal_number, stop)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # blocked by runs.start until now
         for step in train(config, resume, stopped=lambda: bool(signals)):
-            if is_main:
+            has_steps.set()
+            last_step = step.step
+            if lock is not None:
                 speeds.append(step.tokens_per_second)
-                report(config, step, speeds)
-        if signals and step.step < config.max_steps:
+                with contextlib.suppress(OSError):  # the terminal, or who reads the output, is gone; the run is not
+                    report(config, step, speeds)
+        if last_step < config.max_steps:
             state = "stopped"
-    except KeyboardInterrupt:
-        state = "stopped"
+        elif lock is not None and not has_steps.is_set():
+            print(f"The run has taken its {last_step} steps; a larger --max-steps extends it.", flush=True)
     except Exception as error:
         failure, state, reason = error, "failed", job_process.explain_error(error)
-    if is_main:
+    if lock is not None:
         os.close(lock)  # before the end is recorded, so that a process that reads it can start the next run
         job_process.record_end(config.run, state, reason)
-    if isinstance(failure, (TrainingError, DataError, CheckpointError)):
-        sys.exit(f"error: {reason}")
+    mendable = isinstance(failure, (TrainingError, DataError, CheckpointError, OSError))
+    if failure and (mendable or job_process.full_resource(failure)):
+        raise TrainingError(reason) from failure
     if failure:
         raise failure
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # no terminal that cannot print a sample ends a run
     main()

@@ -8,12 +8,15 @@ import signal
 
 import pytest
 import torch
+from chatting import with_template
+from huggingface_hub import constants
+from local_hub import LocalHub
 from running import ROOT, app_in, end_runs, start_app
 from small import SHAPE, STORIES, randomized
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 from xdist.scheduler import LoadScopeScheduling
 
-from deepseek import load
+from deepseek import load, train
 from deepseek.data.tokenizer import train_tokenizer
 from deepseek.model.config import preset
 from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM
@@ -22,13 +25,20 @@ from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # in the commands that tests start
 LONGEST = ["/browser/", "test_readme", "test_space", "training/test_", "test_how_to", "ui/"]
+BROWSERS = {  # which tests share a process with a page: those that start an app of their own; of the others, what draws most
+    "own app": ["test_access", "test_hostile", "test_training", "test_chat"],
+    "figures": ["test_figures", "test_experts", "test_what_experts_do", "test_walk"],
+}
 
 
 class ByFile(LoadScopeScheduling):
-    """One file's tests run in one process, and all browser tests in one: two browsers slow each other down."""
+    """One file's tests run in one process, and the browser tests in three."""
 
     def _split_scope(self, nodeid):
-        return "browser" if "/browser/" in nodeid else nodeid.split("::")[0]
+        file = nodeid.split("::")[0]
+        if "/browser/" not in file:
+            return file
+        return next((scope for scope, names in BROWSERS.items() if any(name in file for name in names)), "browser")
 
 
 def pytest_xdist_make_scheduler(config, log):
@@ -38,6 +48,12 @@ def pytest_xdist_make_scheduler(config, log):
 def pytest_collection_modifyitems(items):
     """The longest files first: none of them must start when the other processes have nothing left."""
     items.sort(key=lambda item: next((i for i, name in enumerate(LONGEST) if name in item.nodeid), len(LONGEST)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Random weights are the same in every run."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
@@ -71,8 +87,8 @@ def llama():
 
 @pytest.fixture(params=["model", "mixtral", "llama"])
 def any_model(request):
-    """Each of the three in turn."""
-    return request.getfixturevalue(request.param)
+    """Each of the three in turn, in eval mode whatever a test before has done with it."""
+    return request.getfixturevalue(request.param).eval()
 
 
 @pytest.fixture(scope="session")
@@ -81,13 +97,66 @@ def demo():
     return load("assets/demo")
 
 
+def save(folder, *parts) -> str:
+    """Saves a model and its tokenizer into a folder; returns its path."""
+    for part in parts:
+        part.save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture(scope="session")
 def checkpoint(model, tokenizer, tmp_path_factory):
     """A folder with our model and the tokenizer."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    return save(tmp_path_factory.mktemp("checkpoint"), model, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def chat_tokenizer(tokenizer):
+    """The tokenizer with a chat template, ChatML."""
+    return with_template(tokenizer)
+
+
+@pytest.fixture(scope="session")
+def chat_model():
+    """Our model, with a vocabulary for the chat tokenizer; its generation_config does not know how a turn ends."""
+    return randomized(DeepseekV3ForCausalLM(preset("tiny", vocab_size=320, max_position_embeddings=512)))
+
+
+@pytest.fixture(scope="session")
+def chat_checkpoint(chat_model, chat_tokenizer, tmp_path_factory):
+    """A folder with the chat model and its tokenizer."""
+    return save(tmp_path_factory.mktemp("chat"), chat_model, chat_tokenizer)
+
+
+@pytest.fixture
+def local_hub(checkpoint, tmp_path, monkeypatch):
+    """A LocalHub with the model org/demo and an empty cache, for this process and those it starts."""
+    hub, cache = LocalHub(tmp_path / "hub"), tmp_path / "home" / "hub"
+    shutil.copytree(checkpoint, hub.root / "models" / "org" / "demo")
+    (hub.root / "models" / "org" / "demo" / "README.md").write_text("# The card of org/demo")
+    for name, value in {"HF_ENDPOINT": hub.url, "HF_HOME": str(cache.parent), "HF_HUB_OFFLINE": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    yield hub
+    hub.shutdown()
+    hub.server_close()
+
+
+@pytest.fixture
+def train_main(monkeypatch):
+    """Runs `python -m deepseek.train` with the given arguments in this process."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["train", *arguments])
+        train.main()
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

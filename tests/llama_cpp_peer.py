@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Opens a checkpoint of transformers' DeepseekV3ForCausalLM in llama.cpp: its logits and its speed.
+"""Opens a checkpoint of transformers' DeepseekV3ForCausalLM or OlmoeForCausalLM in llama.cpp: its logits and its speed.
 
     pip install gguf && pip install --no-binary llama-cpp-python llama-cpp-python   # builds llama.cpp, ~5 min on 2 cores
     python llama_cpp_peer.py CHECKPOINT --type bf16 [--threads 2] [--logits out.npy]
@@ -49,9 +49,10 @@ def write_gguf(folder: str, path: Path, type_name: str) -> int:
     state = {}
     for file in sorted(Path(folder).glob("*.safetensors")):
         state.update(load_file(file))
-    writer = gguf.GGUFWriter(str(path), "deepseek2")
-    add_config(writer, config)
-    add_tensors(writer, config, state, type_name)
+    olmoe = config["model_type"] == "olmoe"
+    writer = gguf.GGUFWriter(str(path), "olmoe" if olmoe else "deepseek2")
+    (add_olmoe_config if olmoe else add_config)(writer, config)
+    (add_olmoe_tensors if olmoe else add_tensors)(writer, config, state, type_name)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -59,19 +60,33 @@ def write_gguf(folder: str, path: Path, type_name: str) -> int:
     return config["vocab_size"]
 
 
-def add_config(writer: gguf.GGUFWriter, config: dict) -> None:
-    """Adds the settings of config.json to a GGUF."""
-    nope, rope, latent = config["qk_nope_head_dim"], config["qk_rope_head_dim"], config["kv_lora_rank"]
+def add_common_config(writer: gguf.GGUFWriter, config: dict) -> None:
+    """Adds the settings that both families have to a GGUF."""
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(1)
     writer.add_rope_freq_base(config.get("rope_theta") or config["rope_parameters"]["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_expert_count(config["n_routed_experts"])
     writer.add_expert_used_count(config["num_experts_per_tok"])
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_tokenizer_model("no_vocab")
+
+
+def add_olmoe_config(writer: gguf.GGUFWriter, config: dict) -> None:
+    """Adds the settings of OLMoE's config.json to a GGUF."""
+    add_common_config(writer, config)
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_expert_count(config["num_experts"])
+
+
+def add_config(writer: gguf.GGUFWriter, config: dict) -> None:
+    """Adds the settings of DeepSeek-V3's config.json to a GGUF."""
+    nope, rope, latent = config["qk_nope_head_dim"], config["qk_rope_head_dim"], config["kv_lora_rank"]
+    add_common_config(writer, config)
+    writer.add_head_count_kv(1)
+    writer.add_expert_count(config["n_routed_experts"])
     writer.add_expert_shared_count(config["n_shared_experts"])
     writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
     writer.add_expert_weights_scale(config["routed_scaling_factor"])
@@ -85,13 +100,10 @@ def add_config(writer: gguf.GGUFWriter, config: dict) -> None:
     writer.add_key_length_mla(nope + rope)
     writer.add_value_length_mla(config["v_head_dim"])
     writer.add_rope_dimension_count(rope)
-    writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("no_vocab")
 
 
-def add_tensors(writer: gguf.GGUFWriter, config: dict, state: dict, type_name: str) -> None:
-    """Adds the weights to a GGUF: matrices in a type, one of TYPES, vectors and the router in float32."""
-    heads, nope, value_dim = config["num_attention_heads"], config["qk_nope_head_dim"], config["v_head_dim"]
+def tensor_adder(writer: gguf.GGUFWriter, type_name: str):
+    """`add(name, tensor)` for a GGUF: matrices in a type, one of TYPES, vectors and what keeps float32 in that."""
 
     def add(name, tensor, keep_f32=False):
         array = tensor.float().contiguous().numpy()
@@ -100,14 +112,49 @@ def add_tensors(writer: gguf.GGUFWriter, config: dict, state: dict, type_name: s
         else:
             writer.add_tensor(name, array)
 
+    return add
+
+
+def add_ends(add, config: dict, state: dict) -> None:
+    """Adds what lies before and after the layers."""
     add("token_embd.weight", state["model.embed_tokens.weight"])
     add("output_norm.weight", state["model.norm.weight"])
     if not config["tie_word_embeddings"]:
         add("output.weight", state["lm_head.weight"])
+
+
+def add_norms(add, block: str, layer: str, state: dict) -> None:
+    """Adds the two norms of a layer."""
+    add(block + "attn_norm.weight", state[layer + "input_layernorm.weight"])
+    add(block + "ffn_norm.weight", state[layer + "post_attention_layernorm.weight"])
+
+
+def add_olmoe_tensors(writer: gguf.GGUFWriter, config: dict, state: dict, type_name: str) -> None:
+    """Adds OLMoE's weights to a GGUF."""
+    add = tensor_adder(writer, type_name)
+    add_ends(add, config, state)
     for i in range(config["num_hidden_layers"]):
         layer, block = f"model.layers.{i}.", f"blk.{i}."
-        add(block + "attn_norm.weight", state[layer + "input_layernorm.weight"])
-        add(block + "ffn_norm.weight", state[layer + "post_attention_layernorm.weight"])
+        add_norms(add, block, layer, state)
+        for part in ("q", "k", "v"):
+            add(f"{block}attn_{part}.weight", state[f"{layer}self_attn.{part}_proj.weight"])
+        for part in ("q", "k"):
+            add(f"{block}attn_{part}_norm.weight", state[f"{layer}self_attn.{part}_norm.weight"])
+        add(block + "attn_output.weight", state[layer + "self_attn.o_proj.weight"])
+        add(block + "ffn_gate_inp.weight", state[layer + "mlp.gate.weight"], keep_f32=True)
+        for part in ("gate", "up", "down"):
+            names = (f"{layer}mlp.experts.{e}.{part}_proj.weight" for e in range(config["num_experts"]))
+            add(f"{block}ffn_{part}_exps.weight", torch.stack([state[name] for name in names]))
+
+
+def add_tensors(writer: gguf.GGUFWriter, config: dict, state: dict, type_name: str) -> None:
+    """Adds DeepSeek-V3's weights to a GGUF."""
+    heads, nope, value_dim = config["num_attention_heads"], config["qk_nope_head_dim"], config["v_head_dim"]
+    add = tensor_adder(writer, type_name)
+    add_ends(add, config, state)
+    for i in range(config["num_hidden_layers"]):
+        layer, block = f"model.layers.{i}.", f"blk.{i}."
+        add_norms(add, block, layer, state)
         for gguf_name, name in ATTENTION_TENSORS.items():
             add(f"{block}attn_{gguf_name}.weight", state[f"{layer}self_attn.{name}.weight"])
         up_HXC = state[layer + "self_attn.kv_b_proj.weight"].view(heads, nope + value_dim, config["kv_lora_rank"])

@@ -13,8 +13,9 @@ from pathlib import Path
 from deepseek.training import runs
 
 ROOT = Path(__file__).parents[1]
-# What gradio's page logs when it is closed, or left for another page, while a request is pending.
-LEFT = ("AbortError", "Unexpected error Connection errored out")
+# What gradio's page logs when it is closed, or left for another page, while a request is pending: its stream broke, or the
+# next one finds its session forgotten.
+LEFT = ("AbortError", "Unexpected error Connection errored out", "Unexpected error 404: Not Found")
 
 
 @dataclass

@@ -3,6 +3,8 @@
 import torch
 import transformers
 
+from deepseek.interpret.moe_layers import moe_layers
+
 STORIES = [f"Once upon a time fox number {i} ran over the hill to see {i * i} déjà vu 漢字 🦊 dogs." for i in range(40)]
 SHAPE = dict(
     vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -47,3 +49,12 @@ def families():
         "deepseek_v3": transformers.DeepseekV3Config(**{**common, "head_dim": 4}, **latent),
         "gpt_oss": transformers.GptOssConfig(**common, num_local_experts=4, num_experts_per_tok=2),
     }
+
+
+def clear_mixture(name):
+    """One of `families`, with routers that differ clearly between tokens."""
+    torch.manual_seed(0)
+    mixture = transformers.AutoModelForCausalLM.from_config(families()[name]).eval()
+    for layer in moe_layers(mixture).values():
+        torch.nn.init.normal_(layer.router.weight, 0, 0.5)
+    return mixture

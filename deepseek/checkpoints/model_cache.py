@@ -2,37 +2,46 @@
 
 import os
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 
+from deepseek.checkpoints import hub
 from deepseek.checkpoints.loading import CheckpointError, load
 from deepseek.checkpoints.saving import pin
 
 
 class ModelCache:
-    """The `capacity` checkpoints used last, by path. Thread-safe."""
+    """The `capacity` checkpoints used last, by path. Thread-safe; different ones open beside each other.
 
-    def __init__(self, capacity: int):
-        self.capacity = capacity
-        self._entries: OrderedDict[str, tuple] = OrderedDict()  # path -> (mtime_ns, (model, tokenizer))
-        self._lock, self._load_lock = threading.Lock(), threading.Lock()
+    A checkpoint is opened if memory suffices for `num_processes` that will hold it, this one included.
+    """
+
+    def __init__(self, capacity: int, num_processes: int = 1):
+        self.capacity, self.num_processes = capacity, num_processes
+        self._entries: OrderedDict[str, tuple] = OrderedDict()  # path -> (version, (model, tokenizer))
+        self._lock, self._load_locks = threading.Lock(), defaultdict(threading.Lock)  # by path
 
     def get(self, path: str, max_bytes: int | None = None):
         """(model, tokenizer) of a checkpoint, opened again if its folder has changed; a deleted one stays cached.
 
-        Raises CheckpointError for one that has no tokenizer, needs more than `max_bytes`, or cannot be opened.
+        A Hub id opens as it was downloaded last. Raises CheckpointError for one that has no tokenizer, needs more than
+        `max_bytes`, or cannot be opened.
         """
-        mtime = os.stat(path).st_mtime_ns if os.path.isdir(path) else None
-        if cached := self._find(path, mtime):
+        folder = hub.local_folder(path)
+        version = folder and (folder, os.stat(folder).st_mtime_ns)
+        if cached := self._find(path, version):
             return cached
-        with self._load_lock:  # several threads may ask for the same one
-            if cached := self._find(path, mtime):
+        with self._lock:
+            load_lock = self._load_locks[path]
+        with load_lock:  # several threads may ask for the same one
+            if cached := self._find(path, version):
                 return cached
-            model, tokenizer = load(path, max_bytes=max_bytes)
+            options = dict(local_files_only=True, num_processes=self.num_processes)
+            model, tokenizer = load(path, max_bytes=max_bytes, **options)
             if tokenizer is None:
                 raise CheckpointError(f"checkpoint {path!r} has no tokenizer.")
             pin(path)  # against its own run, which may still be training
             with self._lock:
-                self._entries[path] = mtime, (model, tokenizer)
+                self._entries[path] = version, (model, tokenizer)
                 self._entries.move_to_end(path)
                 while len(self._entries) > self.capacity:
                     self._entries.popitem(last=False)
@@ -41,9 +50,9 @@ class ModelCache:
     def __contains__(self, path: str) -> bool:
         return path in self._entries
 
-    def _find(self, path: str, mtime: int | None):
+    def _find(self, path: str, version: tuple | None):
         with self._lock:
-            if path in self._entries and mtime in (None, self._entries[path][0]):
+            if path in self._entries and version in (None, self._entries[path][0]):
                 self._entries.move_to_end(path)
                 return self._entries[path][1]
         return None

@@ -6,10 +6,11 @@ It must hold ordinary files, all inside it, that ask for no more memory, time or
 import json
 import re
 import stat
+from fnmatch import fnmatch
 from pathlib import Path
 
-from deepseek.model.config import MAX_LAYERS
-
+MAX_LAYERS = 512
+OTHER_WEIGHTS = (".bin", ".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pth", ".safetensors")
 MAX_CONFIG_BYTES = 2**20
 MAX_JSON_BYTES = 2**26  # of any other .json or .jinja file; the largest tokenizers of public models have half of that
 MAX_HEADER_BYTES = 2**24  # of a .safetensors file; safetensors itself reads up to 100 MB
@@ -19,6 +20,23 @@ GROUP = re.compile(r"\(((?:[^()\\]|\\.)*)\)([+*{]?)")  # an innermost group and 
 
 class FolderError(ValueError):
     """A checkpoint that is not opened; the message continues a sentence that begins with its name."""
+
+
+def first_sentence(error: Exception) -> str:
+    """The first sentence of an error's message, in one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return re.split(r"(?<=[.!?]) ", text)[0][:300].rstrip(".") + "."
+
+
+def check_weights(names) -> None:
+    """Raises FolderError for a folder whose files, by their `names`, hold no weights of a whole model in safetensors."""
+    if any(fnmatch(name, "model*.safetensors") for name in names):
+        return
+    if "adapter_config.json" in names:
+        raise FolderError("is an adapter, which changes another model; merge it into that one and open the result.")
+    other = next((name for name in sorted(names) if Path(name).suffix in OTHER_WEIGHTS), None)
+    its_own = f"; its weights are in {other!r:.60}, a format that is not opened" if other else ""
+    raise FolderError(f"has no model*.safetensors file{its_own}.")
 
 
 def validate_folder(folder: Path) -> None:
@@ -48,7 +66,7 @@ def _check_file(folder: Path, file: Path) -> None:
     max_bytes = MAX_CONFIG_BYTES if file.name == "config.json" else MAX_JSON_BYTES
     if file.suffix in (".json", ".jinja") and size > max_bytes:
         raise FolderError(f"has {file.name!r:.60} of {size:,} bytes; it must have {max_bytes:,} at most.")
-    if file.suffix == ".safetensors" and stat.S_ISREG(mode):
+    if file.suffix == ".safetensors" and stat.S_ISREG(mode) and not file.name.startswith("."):
         with file.open("rb") as content:
             header = int.from_bytes(content.read(8), "little")
         if header > min(MAX_HEADER_BYTES, size - 8):

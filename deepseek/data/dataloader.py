@@ -9,46 +9,78 @@
 import random
 from collections.abc import Iterator
 from copy import deepcopy
-from itertools import islice
 
 import torch
 
-from deepseek.data.file_formats import DataError
 from deepseek.data.readers import documents, fingerprint, iter_documents
+from deepseek.data.text_lines import DEFAULT_OPTIONS, DataError, ReadOptions, note
 from deepseek.data.tokenizer import encode_document
 
-HOLD_OUT_EVERY = 50  # documents; the second of them is for validation
+HELD_OUT_FRACTION = 0.01  # of the characters
+MIN_HELD_OUT = 2000  # characters to hold out at a time: whole stories, and long enough to measure anything
 
 
-def held_out(source: str) -> Iterator[str]:
-    """Every 50th document of a source: those that `PackedDataLoader(skip_held_out=True)` leaves out."""
-    return islice(documents(source), 1, None, HOLD_OUT_EVERY)
+def hold_out(text: str, num_characters: int, num_held_out: int) -> int:
+    """Where the held-out rest of a document begins, its length if there is none.
+
+    `num_characters` of the source were read before it, `num_held_out` of them for validation. Whenever HELD_OUT_FRACTION of
+    the text so far is MIN_HELD_OUT more than was held out, the document at hand gives its end, or all that it has.
+    """
+    due = int(HELD_OUT_FRACTION * (num_characters + len(text))) - num_held_out
+    if due < MIN_HELD_OUT:
+        return len(text)
+    start = max(0, len(text) - due)
+    ends = (text.find(mark, start, start + due // 2) + 1 for mark in "\n ")  # of the next line or word
+    return start and next(filter(None, ends), start)
+
+
+def held_out(source: str, max_documents: int, options: ReadOptions = DEFAULT_OPTIONS) -> list[str]:
+    """The first documents, or ends of documents, that `PackedDataLoader(skip_held_out=True)` leaves out."""
+    texts: list[str] = []
+    num_characters = num_held_out = 0
+    for text in documents(source, options):
+        if rest := text[hold_out(text, num_characters, num_held_out) :]:
+            texts.append(rest)
+        num_characters, num_held_out = num_characters + len(text), num_held_out + len(rest)
+        if len(texts) == max_documents:
+            break
+    fraction = f"{num_held_out:,} of {num_characters:,}" if texts else f"none of {num_characters:,}"
+    note(f"data {source!r}: {fraction} characters are held out for validation.")
+    return texts
 
 
 class PackedDataLoader:
     """An endless iterator over blocks of token ids, int64 tensors of shape (seq_len,).
 
     Tokens come from the sources in proportion to `mixture_weights` (default: even); a source that ends starts again.
-    `skip_held_out` leaves out the documents of `held_out`. After `load_state_dict(state)`, the blocks that came after
+    `skip_held_out` leaves out what `held_out` returns. After `load_state_dict(state)`, the blocks that came after
     `state_dict()` follow, and no earlier document is read again. Raises DataError for a source that cannot be read
     or holds less than one block.
     """
 
     BUFFER_BLOCKS = 1024  # to shuffle among
     # Key of the state: attribute.
-    STATE = dict(fingerprints="fingerprints", positions="positions", documents="num_documents", drawn="num_tokens",
-                 pending="pending_ids", count="num_blocks", buffer="buffer")  # fmt: skip
+    STATE = dict(fingerprints="fingerprints", positions="positions", characters="num_characters", held_out="num_held_out",
+                 drawn="num_tokens", pending="pending_ids", count="num_blocks", buffer="buffer")  # fmt: skip
 
     def __init__(
-        self, sources, tokenizer, seq_len: int, seed: int = 0, mixture_weights=None, skip_held_out: bool = False
+        self,
+        sources,
+        tokenizer,
+        seq_len: int,
+        seed: int = 0,
+        mixture_weights=None,
+        skip_held_out: bool = False,
+        options: ReadOptions = DEFAULT_OPTIONS,
     ):
-        self.sources = list(sources)
+        self.sources, self.options = list(sources), options
         self.mixture_weights = list(mixture_weights or [1.0] * len(self.sources))
         self.tokenizer, self.seq_len, self.seed, self.skip_held_out = tokenizer, seq_len, seed, skip_held_out
         self.fingerprints = [fingerprint(source) for source in self.sources]
         self.streams = [self._documents(index) for index in range(len(self.sources))]
         self.positions = [None] * len(self.sources)
-        self.num_documents = [0] * len(self.sources)  # read in the current pass over each source
+        self.num_characters = [0] * len(self.sources)  # read in the current pass over each source
+        self.num_held_out = [0] * len(self.sources)  # of them
         self.num_tokens = [0] * len(self.sources)  # read from each source
         self.pending_ids: list[int] = []  # read, but not yet in a block
         self.buffer = torch.empty(0, seq_len, dtype=torch.int32)
@@ -79,17 +111,22 @@ class PackedDataLoader:
         """The training documents of a source from its position on, again and again."""
         source = self.sources[index]
         while True:
-            for text, position in iter_documents(source, self.positions[index]):
+            for text, position in iter_documents(source, self.positions[index], self.options):
                 self.positions[index] = position
-                self.num_documents[index] += 1
-                if not (self.skip_held_out and self.num_documents[index] % HOLD_OUT_EVERY == 2):
-                    yield text
-            if not self.num_tokens[index]:
+                so_far = self.num_characters[index], self.num_held_out[index]
+                end = hold_out(text, *so_far) if self.skip_held_out else len(text)
+                self.num_characters[index] += len(text)
+                self.num_held_out[index] += len(text) - end
+                if end:
+                    yield text[:end]
+            if not (self.num_tokens[index] and self.num_characters[index]):
                 raise DataError(f"data {source!r} holds no text to train on.")
-            if self.num_tokens[index] < self.seq_len or not self.num_documents[index]:
-                amount = f"{self.num_tokens[index]} tokens to train on, less than one block of {self.seq_len}"
-                raise DataError(f"data {source!r} holds {amount}; give it more text or choose a smaller context.")
-            self.positions[index], self.num_documents[index] = None, 0
+            if self.num_tokens[index] < self.seq_len:
+                amount = f"less than one block of {self.seq_len} tokens"
+                if len(self.sources) == 1:
+                    raise DataError(f"data {source!r} holds {amount}; add text, or choose a smaller max_seq_len.")
+                note(f"data {source!r} holds {amount}; it is read again and again.")
+            self.positions[index], self.num_characters[index], self.num_held_out[index] = None, 0, 0
 
     def close(self) -> None:
         """Closes the open files."""
@@ -110,4 +147,5 @@ class PackedDataLoader:
         self.close()
         self.streams = [self._documents(index) for index in range(len(self.sources))]
         for key, attribute in self.STATE.items():
-            setattr(self, attribute, deepcopy(state[key]))
+            if key in state:  # version 0.1 held out whole documents, and counted those
+                setattr(self, attribute, deepcopy(state[key]))

@@ -1,15 +1,15 @@
 """Text sources: `documents(source)`, and `iter_documents(source, position)`, which resumes at any position.
 
-- a source is "builtin", a file (.txt, .jsonl, .csv, each also as .xz or .gz; .parquet), or a Hub data set, which is
-  read file by file in the same way
+- a source is "builtin", a file of one of the `file_formats`, a folder of such files, or a data set of the Hub
 - "builtin" is the text that ships with Python: its language reference, then docstring and source of every library
   module; it needs no network and differs between versions of Python
-- a position is a JSON value; resuming from it parses no earlier document again (.xz and .gz files are decompressed
+- a position is a JSON value; resuming from it parses no earlier document again (compressed files are decompressed
   from their start, and .parquet files are decoded from the start of the position's row group)
 """
 
 import hashlib
 import inspect
+import os
 import platform
 import re
 import sys
@@ -17,45 +17,58 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from deepseek.data.file_formats import DECOMPRESSORS, MAX_DOCUMENT_CHARACTERS, READERS, DataError, file_reader
+from deepseek.data import hub_datasets
+from deepseek.data.file_formats import MAX_DOCUMENT_CHARACTERS, READERS, file_reader, format_suffix, iter_file
+from deepseek.data.text_lines import DECOMPRESSORS, DEFAULT_OPTIONS, DataError, ReadOptions, note
 
 BUILTIN = "builtin"
 EXCLUDED_LIBRARY_PARTS = {"test", "tests", "idle_test", "lib2to3", "site-packages", "__pycache__", "topics.py"}
 
 
-def documents(source: str) -> Iterator[str]:
-    """The documents of a source, in order. `source` is "builtin", the path of a file or a Hub id.
+def documents(source: str, options: ReadOptions = DEFAULT_OPTIONS) -> Iterator[str]:
+    """The documents of a source, in order. `source` is "builtin", the path of a file or a folder, or a Hub id.
 
-    A .txt file is split at lines that hold only <|endoftext|>. Of a table (each line of .jsonl is one object), the
-    column "text" is read, or the first column of strings. A Hub id is name/dataset or name/dataset:subset.
-    Raises DataError.
+    A .txt file is split at lines that hold only <|endoftext|>. Of a table (.jsonl, .json, .csv, .parquet) one column is
+    read, see `columns`. A Hub id is name/dataset, name/dataset:subset or name/dataset:subset:split. Raises DataError.
     """
-    return (text for text, _ in iter_documents(source))
+    return (text for text, _ in iter_documents(source, options=options))
 
 
-def iter_documents(source: str, position=None) -> Iterator[tuple[str, object]]:
+def iter_documents(source: str, position=None, options: ReadOptions = DEFAULT_OPTIONS) -> Iterator[tuple[str, object]]:
     """Yields (document, position after it) from `position` on, or from the start if it is None. Raises DataError."""
     if source == BUILTIN:
         return _read_builtin(position or 0)
-    return _read_files([(file, file_reader(file)) for file in _files(source)], *position or (0, None))
+    files = source_files(source)
+    for file in files:
+        file_reader(file)  # before the first is read
+    return _read_files(files, *position or (0, None), options)
 
 
 def fingerprint(source: str) -> str:
-    """Tells whether a source has changed: of a file, its size and a hash of its two ends; else a hash of names."""
+    """Tells whether a source has changed: of a file, its size and a hash of its two ends; else a hash of names.
+
+    Raises DataError.
+    """
     if source == BUILTIN:
         topics, files = _library_texts()
         names = [(name, path.stat().st_size) for name, path in files]
         python = f"Python {platform.python_version()}"
         return f"{len(topics) + len(files)} texts of {python}, sha256 of their names {_short_sha256(names)}"
-    names = _files(source)
-    if names != [source]:
-        names = [re.sub("@[0-9a-f]{40}", "", name) for name in names]  # without the revision
+    files = source_files(source)
+    if files != [source]:
+        if os.path.isdir(source):
+            names = [(os.path.relpath(file, source), os.path.getsize(file)) for file in files]
+        else:
+            names = [re.sub("@[0-9a-f]{40}", "", file) for file in files]  # without the revision
         return f"{len(names)} files, sha256 of their names {_short_sha256(names)}"
-    with open(source, "rb") as file:
-        size, ends = file.seek(0, 2), hashlib.sha256()
-        for offset in (0, max(0, size - 65536)):
-            file.seek(offset)
-            ends.update(file.read(65536))
+    try:
+        with open(source, "rb") as file:
+            size, ends = file.seek(0, 2), hashlib.sha256()
+            for offset in (0, max(0, size - 65536)):
+                file.seek(offset)
+                ends.update(file.read(65536))
+    except OSError as error:
+        raise DataError(f"data {source!r} cannot be read: {error.strerror}.") from error
     return f"{size:,} bytes, sha256 of its ends {ends.hexdigest()[:12]}"
 
 
@@ -63,36 +76,33 @@ def _short_sha256(names: list) -> str:
     return hashlib.sha256(str(names).encode()).hexdigest()[:12]
 
 
-def _files(source: str) -> list[str]:
-    if Path(source).is_file():
+def source_files(source: str) -> list[str]:
+    """The files of a source other than "builtin": paths, or addresses of files of the Hub. Raises DataError."""
+    if os.path.isfile(source):
         return [source]
-    if re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", source) and Path(source).suffix not in (*DECOMPRESSORS, *READERS):
-        return _hub_files(source)
-    raise DataError(f"data {source!r} is not there; it must be {BUILTIN!r}, a file or a Hub id such as name/dataset.")
+    if os.path.isdir(source):
+        return _folder_files(source)
+    if re.fullmatch(hub_datasets.ID, source) and Path(source).suffix not in (*DECOMPRESSORS, *READERS):
+        return hub_datasets.list_files(source)
+    allowed = f"{BUILTIN!r}, a file, a folder or a Hub id such as name/dataset"
+    raise DataError(f"data {source!r:.300} is not there; it must be {allowed}.")
 
 
-def _hub_files(source: str) -> list[str]:
-    """URLs of the train split's files, each with the revision of the data set."""
-    import datasets  # slow to import, and needed only here
-    from huggingface_hub import HfApi
-
-    name, _, subset = source.partition(":")
-    try:
-        if not Path(name).is_dir():
-            HfApi().dataset_info(name, timeout=10)  # fails at once; the builder would retry for half a minute
-        files = datasets.load_dataset_builder(name, subset or None).config.data_files
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        advice = f"{BUILTIN!r} and files need no network"
-        raise DataError(f"data {source!r} cannot be fetched from the Hub ({reason[:300]}); {advice}.") from error
-    if "train" not in files:
-        raise DataError(f"data {source!r} has no split 'train'; its splits are {', '.join(files)}.")
-    return list(files["train"])
+def _folder_files(folder: str) -> list[str]:
+    """The files in a folder and its subfolders that can be read; hidden ones and others are skipped."""
+    paths = [path for path in sorted(Path(folder).rglob("*")) if path.is_file()]
+    paths = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    files = [str(path) for path in paths if format_suffix(path.name) in READERS]
+    if not files:
+        raise DataError(f"data {folder!r} holds no file that ends in {', '.join(READERS)}.")
+    if len(files) < len(paths):
+        note(f"data {folder!r}: {len(files)} of {len(paths)} files are read, those that end in {', '.join(READERS)}.")
+    return files
 
 
-def _read_files(files, start: int, file_position) -> Iterator[tuple[str, list]]:
-    for index, (file, reader) in enumerate(files[start:], start):
-        for text, end in reader(file, file_position):
+def _read_files(files: list[str], start: int, file_position, options: ReadOptions) -> Iterator[tuple[str, list]]:
+    for index, file in enumerate(files[start:], start):
+        for text, end in iter_file(hub_datasets.download(file), file_position, options):
             yield text, [index, end]
         file_position = None
 

@@ -1,31 +1,53 @@
 """Text to token ids and back: prompts, documents, exact incremental decoding, and a tokenizer trained on sources."""
 
+import re
+
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from deepseek.data.chat import is_chat, render
 from deepseek.data.file_formats import END_OF_TEXT
 from deepseek.data.readers import documents
+from deepseek.data.text_lines import DEFAULT_OPTIONS
 
+# Longer ones are cut to learn from: DNA without spaces is one word, and learning takes time squared in a word's length.
+LONG_WORD = re.compile(r"(\S{32}|\s{32})")
 REPLACEMENT_CHARACTER = "\ufffd"  # what a decoder shows for bytes that are not, or not yet, a character
 
 
-def encode_prompt(tokenizer, prompt, max_len: int | None, min_new_tokens: int = 1, name: str = "prompt") -> list[int]:
-    """Token ids of a prompt (a str, or a list of ids), with the tokenizer's special tokens.
+def encode_prompt(
+    tokenizer,
+    prompt,
+    max_len: int | None,
+    min_new_tokens: int = 1,
+    name: str = "prompt",
+    vocab_size: int | None = None,
+    add_special_tokens: bool = True,
+) -> list[int]:
+    """Token ids of a prompt: a str, a list of ids, or a list of messages, which the tokenizer's chat template renders.
 
-    Raises ValueError, naming the prompt `name`, if it is empty or leaves fewer than `min_new_tokens` of `max_len`.
+    A text gets the tokenizer's special tokens, unless it begins with its begin token or `add_special_tokens` is False; a chat
+    has those of its template. Raises ValueError, naming the prompt `name`, if it is empty, leaves fewer than `min_new_tokens`
+    of `max_len`, or holds an id that is not below `vocab_size`; and as `chat.render` does.
     """
     max_prompt_len = max_len and max_len - min_new_tokens
+    if is_chat(prompt):
+        prompt, add_special_tokens = render(tokenizer, prompt), False
     if isinstance(prompt, str):
         if not prompt.strip():
             raise ValueError(f"{name} is empty; it must hold at least one character that is not a space.")
         if max_len and len(prompt) > 100 * max_len:  # far too long to be worth encoding
             size = f"{len(prompt):,} characters"
             raise ValueError(f"{name} has {size}; the model reads {max_prompt_len:,} tokens at most.")
+        begins = bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token)  # a rendered chat that was copied
         # A lone surrogate, which a browser or JSON can send, is no character and cannot be encoded.
-        prompt = tokenizer(prompt.encode("utf-8", "replace").decode())["input_ids"]
+        text = prompt.encode("utf-8", "replace").decode()
+        prompt = tokenizer(text, add_special_tokens=add_special_tokens and not begins)["input_ids"]
     ids = list(prompt)
     if not ids:
         raise ValueError(f"{name} is empty; it must hold at least one token.")
+    if outside := [token for token in ids if vocab_size and token not in range(vocab_size)]:
+        raise ValueError(f"{name} holds id {outside[0]!r:.40}; it must be a whole number from 0 to {vocab_size - 1}.")
     if max_len and len(ids) > max_prompt_len:
         reason = ", to leave space for a new token" if min_new_tokens else ""
         raise ValueError(f"{name} has {len(ids):,} tokens; the model reads {max_prompt_len:,} at most{reason}.")
@@ -35,7 +57,8 @@ def encode_prompt(tokenizer, prompt, max_len: int | None, min_new_tokens: int = 
 class IncrementalDetokenizer:
     """Decodes ids one by one: the chunks of `add_token` and the last one of `flush` join to the full decode.
 
-    This holds for any ids of a byte-level tokenizer; one with byte fallback may show invalid bytes differently.
+    Special tokens are in the text by their names. This holds for any ids of a byte-level tokenizer; one with byte fallback may
+    show invalid bytes differently.
     A chunk leaves out only bytes that may still become a character; it never waits for a space.
     """
 
@@ -46,7 +69,7 @@ class IncrementalDetokenizer:
         self.num_returned = 0  # characters of the window's text
 
     def _decode(self, ids) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
     def add_token(self, token: int) -> str:
         """The text that `token` completes, "" while it ends within a character."""
@@ -72,20 +95,19 @@ class IncrementalDetokenizer:
 
 
 def token_texts(tokenizer, ids) -> list[str]:
-    """The text of each token, or the name of a special token.
+    """The text of each token, of a special token its name.
 
-    The texts of ordinary tokens join to the full decode: the last token of a character has all of it.
+    The texts join to the full decode: the last token of a character has all of it.
     """
-    detokenizer, special = IncrementalDetokenizer(tokenizer), set(tokenizer.all_special_ids)
-    chunks = [(token, detokenizer.add_token(token)) for token in ids]
-    texts = [tokenizer.convert_ids_to_tokens(token) if token in special else chunk for token, chunk in chunks]
+    detokenizer = IncrementalDetokenizer(tokenizer)
+    texts = [detokenizer.add_token(token) for token in ids]
     if texts:
         texts[-1] += detokenizer.flush()
     return texts
 
 
 def train_tokenizer(
-    sources, vocab_size: int, mixture_weights=None, max_characters: int = 24_000_000
+    sources, vocab_size: int, mixture_weights=None, max_characters: int = 24_000_000, options=DEFAULT_OPTIONS
 ) -> PreTrainedTokenizerFast:
     """Trains a byte-level BPE (Sennrich et al., 2016; GPT-2's splitting) on about `max_characters` of the sources.
 
@@ -102,8 +124,8 @@ def train_tokenizer(
     def texts():
         for source, weight in zip(sources, weights):
             remaining = int(max_characters * weight / sum(weights))
-            for text in documents(source):
-                yield text[:remaining]
+            for text in documents(source, options):
+                yield from LONG_WORD.split(text[:remaining])
                 remaining -= len(text)
                 if remaining <= 0:
                     break
@@ -116,7 +138,17 @@ def train_tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special)
 
 
+def start_token(tokenizer) -> int | None:
+    """The token before every document: the tokenizer's begin token, else its end token, None if it has neither."""
+    return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+
+
 def encode_document(tokenizer, text: str) -> list[int]:
-    """Token ids of one document after its begin-of-text token."""
-    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    return [start, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+    """Token ids of one document after its `start_token`, if there is one; a text that begins with it gets no second one."""
+    return with_start(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def with_start(tokenizer, ids: list[int]) -> list[int]:
+    """Token ids after the `start_token` of documents, unless there is none or they begin with it."""
+    start = start_token(tokenizer)
+    return ids if start is None or ids[:1] == [start] else [start, *ids]

@@ -2,29 +2,50 @@
 
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 
 from deepseek.checkpoints.loading import fingerprint
-from deepseek.inference.engine import TokenTrace, stream
+from deepseek.data.chat import check_messages
+from deepseek.data.tokenizer import encode_prompt
+from deepseek.inference.engine import stream
 from deepseek.inference.sampling import SamplingParams
+from deepseek.inference.token_trace import TokenTrace
+from deepseek.interpret.interventions import Intervention, parse_interventions
 from deepseek.settings.aliases import rename
 
 FORMAT = 1
+SAME_WEIGHTS = {  # recorded fingerprint -> today's
+    "8a767761bdcc04be8e533f45fe80a77e2bac5846d21be2f91fef63f08c9793d2":  # the demo without the copy of its embedding
+        "f6999f575f737a6f565b1c8175002169efa53f760b92e4eb7fd2c8cd66c4f904",
+}  # fmt: skip
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def make_record(
-    model, prompt: str, params: SamplingParams, tokens: list[TokenTrace], forced_tokens: Mapping[int, int]
+    model,
+    prompt: str,
+    params: SamplingParams,
+    tokens: list[TokenTrace],
+    forced_tokens: Mapping[int, int],
+    branches: Iterable[tuple[Mapping[int, int], list[TokenTrace]]] = (),
+    interventions: Iterable[Intervention] = (),
+    messages: Iterable[dict] = (),
 ) -> dict:
-    """The record of a generation, in JSON's types; `forced_tokens` are those of `stream`."""
+    """The record of a generation, in JSON's types; `forced_tokens` and `interventions` are those of `stream`, `prompt` is text,
+    of a chat its `messages` as they were rendered.
+
+    `branches` are other texts of the same prompt, settings and seed, (forced tokens, tokens); of them it holds text and ids.
+    """
     return {
         "format": FORMAT,
         "prompt": prompt,
+        "messages": list(messages),
         "text": "".join(token.text for token in tokens),
         "params": asdict(params),
         "forced": {str(index): token for index, token in forced_tokens.items()},
+        "interventions": [asdict(each) for each in interventions],
         "checkpoint": {
             "name": model.name_or_path,
             "sha256": fingerprint(model.name_or_path),
@@ -33,17 +54,28 @@ def make_record(
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("torch", "transformers", "tokenizers")},
         "tokens": [token.as_dict() for token in tokens],
+        "branches": [
+            {
+                "forced": {str(index): token for index, token in forced.items()},
+                "text": "".join(token.text for token in others),
+                "ids": [token.id for token in others],
+            }
+            for forced, others in branches
+        ],
     }
 
 
 def parse_record(text: str) -> dict:
-    """The record in a JSON text; settings may have old names. Raises ValueError for anything else."""
+    """The record in a JSON text, with its Interventions; settings may have old names. Raises ValueError for anything else."""
     try:
         record = json.loads(text)
         if record["format"] != FORMAT:
             raise ValueError(f"the record has format {record['format']!r:.40}; this version reads {FORMAT}.")
         record["params"] = rename(record["params"])
         SamplingParams(**record["params"])
+        if messages := record.setdefault("messages", []):  # older records have none
+            check_messages(messages)
+        record["interventions"] = parse_interventions(record.get("interventions", []))  # older records have none
         [token["id"] for token in record["tokens"]]
         checkpoint = record["checkpoint"]
         record["prompt"] + checkpoint["name"] + checkpoint["sha256"]  # a TypeError unless all are strings
@@ -60,9 +92,13 @@ def replay(record: dict, model, tokenizer) -> Iterator[tuple[TokenTrace, bool]]:
 
     Raises ValueError for a record of other weights.
     """
-    if record["checkpoint"]["sha256"] != fingerprint(model.name_or_path):
+    recorded = record["checkpoint"]["sha256"]
+    if SAME_WEIGHTS.get(recorded, recorded) != fingerprint(model.name_or_path):
         raise ValueError(f"the record was made with other weights than those of {model.name_or_path!r}.")
     forced_tokens = {int(index): token for index, token in record["forced"].items()}
-    tokens = stream(model, tokenizer, record["prompt"], SamplingParams(**record["params"]), forced_tokens)
+    # A chat as it was rendered: its template may have written the date.
+    prompt_ids = encode_prompt(tokenizer, record["prompt"], None, add_special_tokens=not record.get("messages"))
+    options = forced_tokens, parse_interventions(record.get("interventions", []))
+    tokens = stream(model, tokenizer, prompt_ids, SamplingParams(**record["params"]), *options)
     for token, recorded in zip(tokens, record["tokens"]):
         yield token, token.id == recorded["id"]

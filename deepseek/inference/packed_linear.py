@@ -3,9 +3,12 @@
 import numpy as np
 import torch
 
+from deepseek.checkpoints.memory import free_memory
 from deepseek.kernels import gemm
 
 WEIGHT_FORMATS = ("model", "bf16", "int8")  # "model": as the model stores them
+WEIGHTS_HELP = "matrices as the model stores them (model), or rounded to bf16 or int8"
+MEMORY_FACTOR = 8  # a copy of weights must leave seven times its size free
 
 
 class PackedLinear:
@@ -27,9 +30,7 @@ class PackedLinear:
         matrix = matrix if matrix.dim() == 3 else matrix[None]
         scale = torch.ones(matrix.shape[:2])
         if weights == "int8":
-            rows = matrix.float()
-            scale = rows.abs().amax(2).clamp(min=1e-12) / 127
-            matrix = (rows / scale[..., None]).round().to(torch.int8)
+            matrix, scale = _quantize(matrix)
         elif weights == "bf16":
             matrix = matrix.bfloat16()
         self.matrix, self.scale = to_numpy(matrix), scale.numpy()
@@ -40,11 +41,32 @@ class PackedLinear:
         return y_RN if self.bias is None else y_RN + self.bias
 
 
+def _quantize(matrix_ENK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(int8 matrices, scales (E, N)); one matrix after the other, which needs no copy in float32 of all of them."""
+    int8_ENK, scale_EN = torch.empty_like(matrix_ENK, dtype=torch.int8), torch.empty(matrix_ENK.shape[:2])
+    for matrix, int8_NK, scale_N in zip(matrix_ENK, int8_ENK, scale_EN):
+        rows = matrix.float()
+        scale_N.copy_(rows.abs().amax(1).clamp(min=1e-12) / 127)
+        int8_NK.copy_((rows / scale_N[:, None]).round())
+    return int8_ENK, scale_EN
+
+
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """A tensor for `kernels`: int8 as it is, bfloat16's bits as uint16 where that is exact, else float32."""
+    """A tensor for `kernels`: int8 as it is, bfloat16's bits as uint16, else float32.
+
+    Float32 that bfloat16 represents exactly is copied to it, which takes half the time to read and gives the same results,
+    unless memory is short.
+    """
     tensor = tensor.detach().contiguous()
     if tensor.dtype == torch.int8:
         return tensor.numpy()
-    rounded = tensor.bfloat16()
-    exact = torch.equal(rounded.to(tensor.dtype), tensor)
-    return rounded.view(torch.uint16).numpy() if exact else tensor.float().numpy()
+    if tensor.dtype == torch.bfloat16 or _fits_bfloat16(tensor):
+        return tensor.bfloat16().view(torch.uint16).numpy()
+    return tensor.float().numpy()
+
+
+def _fits_bfloat16(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is bfloat16's in another dtype and there is memory for many of its size in bfloat16."""
+    exact = all(torch.equal(part.bfloat16().to(part.dtype), part) for part in tensor)
+    free = free_memory()
+    return exact and (free is None or MEMORY_FACTOR * 2 * tensor.numel() < free)

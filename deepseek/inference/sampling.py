@@ -1,33 +1,28 @@
 """Sampling settings, and the samplers that apply them in order to one row of logits.
 
 A sampler is a function (ids, logits, params, state) -> (ids, logits): of the candidates, ascending by id, those it keeps.
-Repetition and n-gram are transformers' own processors; top-k, top-p and min-p give what transformers' warpers give.
 
 Shape letters: V vocabulary, N candidates.
 """
 
-import math
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
-from deepseek.kernels.sampling import softmax_entropy, top_k_indices, top_p_indices
+from deepseek.inference import adaptive, penalties, truncation
+from deepseek.inference.grammar import Grammar, check_constraint, constrain, is_constrained
+from deepseek.inference.sampler_order import TRUNCATION, canonical_order, parse_order
+from deepseek.inference.token_rules import TokenRules, bias_items, split_bias
 from deepseek.settings.schema import setting, validate
 
-PENALTIES = ("repetition", "n-gram", "presence and frequency")  # first: they need the logits of the whole vocabulary
-TRUNCATION = ("top-k", "top-p", "min-p")
-SAMPLER_ORDERS = {
-    "transformers": (*PENALTIES, "temperature", *TRUNCATION),
-    "llama.cpp": (*PENALTIES, *TRUNCATION, "temperature"),
-}
 SCOPES = ("all", "output")  # prompt and output, or output only
 MAX_STOP_CHARACTERS = 200  # length of a stop string
 MIN_TEMPERATURE = 0.01  # the lowest temperature that divides; 0 is greedy
+NAMED_TOKENS = dict(low=1, high=200, max_items=300)
 
 
 @dataclass(frozen=True)
@@ -55,15 +50,57 @@ class SamplingParams:
     presence_penalty: float = setting(0.0, "taken once from logits of earlier tokens", -10, 10, slider=(-2, 2, 0.1))
     frequency_penalty: float = setting(0.0, "taken from a logit per earlier occurrence", -10, 10, slider=(-2, 2, 0.1))
     no_repeat_ngram_size: int = setting(0, "never repeats n tokens in a row; 0 is off", 0, 100, slider=(0, 10, 1))
-    order: str = setting("transformers", "order of the samplers", choices=tuple(SAMPLER_ORDERS))
+    order: str = setting("transformers", "transformers, llama.cpp, or the samplers' names with commas between", 1, 400)
     repetition_scope: str = setting("all", "tokens that repetition and n-gram count", choices=SCOPES)
     penalty_scope: str = setting("output", "tokens that presence and frequency count", choices=SCOPES)
     max_new_tokens: int = setting(128, "largest number of tokens to generate", 1, 100_000, slider=(1, 400, 1))
     stop: tuple[str, ...] = setting((), "string that ends the output", 1, MAX_STOP_CHARACTERS, max_items=16)
     seed: int | None = setting(None, "same seed, same output; random if not given", 0, 2**63 - 1)
+    typical_p: float = setting(1.0, "keeps tokens of near the expected surprise that sum to p; 1 is off", 0.001, 1,
+                               slider=(0.05, 1, 0.01))  # fmt: skip
+    top_n_sigma: float = setting(0.0, "keeps logits within n standard deviations of the highest; 0 is off", 0, 100,
+                                 slider=(0, 5, 0.1))  # fmt: skip
+    epsilon_cutoff: float = setting(0.0, "keeps tokens of at least this probability; 0 is off", 0, 1,
+                                    slider=(0, 0.05, 0.0005))  # fmt: skip
+    eta_cutoff: float = setting(0.0, "as epsilon, but lower where the entropy is high; 0 is off", 0, 1,
+                                slider=(0, 0.05, 0.0005))  # fmt: skip
+    xtc_probability: float = setting(0.0, "how often XTC removes the top choices; 0 is off", 0, 1, slider=(0, 1, 0.05))
+    xtc_threshold: float = setting(0.1, "of tokens at least this likely XTC keeps only the last", 0, 1,
+                                   slider=(0, 0.5, 0.01))  # fmt: skip
+    dry_multiplier: float = setting(0.0, "strength of DRY against repeated sequences; 0 is off", 0, 100,
+                                    slider=(0, 5, 0.1))  # fmt: skip
+    dry_base: float = setting(1.75, "a repetition one token longer costs this many times as much", 1, 10,
+                              slider=(1, 4, 0.05))  # fmt: skip
+    dry_allowed_length: int = setting(2, "length that costs the multiplier; shorter repetitions are free", 1, 100,
+                                      slider=(1, 20, 1))  # fmt: skip
+    dry_sequence_breakers: tuple[str, ...] = setting(
+        ("\n", ":", '"', "*"), "text across which DRY sees no repetition", 1, 40, max_items=100
+    )
+    mirostat_tau: float = setting(0.0, "surprise to hold, in bits per token, in place of top-k, top-p...; 0 is off", 0, 30,
+                                  slider=(0, 10, 0.1))  # fmt: skip
+    mirostat_eta: float = setting(0.1, "how fast mirostat corrects", 0, 1, slider=(0, 1, 0.01))
+    adaptive_target: float = setting(0.0, "probability of the tokens to prefer; 0 or less is off", -1, 1,
+                                     slider=(0, 1, 0.01))  # fmt: skip
+    adaptive_decay: float = setting(0.9, "weight of earlier tokens in adaptive-p's average", 0, 0.99,
+                                    slider=(0, 0.99, 0.01))  # fmt: skip
+    logit_bias: tuple[str, ...] = setting((), "TOKEN=BIAS, a token's id or a text and -100 to 100", **NAMED_TOKENS)
+    banned_tokens: tuple[str, ...] = setting((), "a token's id, or a text never to be written", **NAMED_TOKENS)
+    min_new_tokens: int = setting(0, "the text does not end before; 0 is off", 0, 100_000, slider=(0, 400, 1))
+    regex: str = setting("", "regular expression that the whole output must match", 0, 2000)
+    choice: tuple[str, ...] = setting((), "text to choose from; the output is one of them", 1, 200, max_items=100)
+    json_schema: str = setting("", "JSON schema that the output must follow", 0, 10_000)
 
     def __post_init__(self):
+        object.__setattr__(self, "logit_bias", bias_items(self.logit_bias))
+        if isinstance(self.json_schema, dict):
+            object.__setattr__(self, "json_schema", json.dumps(self.json_schema))
+        if isinstance(self.order, (list, tuple)) and all(isinstance(name, str) for name in self.order):
+            object.__setattr__(self, "order", ",".join(self.order))
         validate(self)
+        object.__setattr__(self, "order", canonical_order(self.order))
+        for item in self.logit_bias:
+            split_bias(item)
+        check_constraint(self)
         low, high = self.temperature_min, self.temperature_max
         if low > high:
             raise ValueError(f"temperature_min is {low}; it must not be above temperature_max, {high}.")
@@ -73,80 +110,23 @@ class SamplingParams:
 
 @dataclass
 class SamplingState:
-    """What the samplers read of a request, and the temperature they report."""
+    """What the samplers read of a request, what they keep along its text, and what they report of the token at hand."""
 
-    prompt_ids: list[int]
+    prompt_ids: list[int]  # without the tokens that begin or end a text
     output_ids: list[int]
+    rules: TokenRules = field(default_factory=TokenRules)
+    grammar: Grammar | None = None  # of a constrained output
+    uniform: float = 0.0  # XTC's random number for this token, from 0 to 1
+    mirostat_mu: float | None = None  # the surprise that mirostat allows, bits
+    adaptive_sums: tuple[float, float] | None = None  # adaptive-p's weighted probabilities and weights
+    pending: dict[str, tuple] = field(default_factory=dict)  # (ids, probabilities) that wait for the sampled token
+    details: dict[str, dict[str, float]] = field(default_factory=dict)  # sampler: what it reports of this token
     temperature: float | None = None  # the temperature used, set by the temperature sampler
     entropy: float | None = None  # of the candidates that set a dynamic temperature, nats
 
     def tokens(self, scope: str) -> list[int]:
         """The ids that a penalty of this scope, one of SCOPES, counts."""
         return self.output_ids if scope == "output" else self.prompt_ids + self.output_ids
-
-
-def repetition(ids_V, logits_V, params, state):
-    """Divides positive and multiplies negative logits of tokens that occurred (CTRL, Keskar et al. 2019)."""
-    return ids_V, _process(RepetitionPenaltyLogitsProcessor(params.repetition_penalty), logits_V, params, state)
-
-
-def ngram(ids_V, logits_V, params, state):
-    """Removes tokens that would complete an n-gram that occurred (Paulus et al. 2017)."""
-    if len(state.tokens(params.repetition_scope)) < params.no_repeat_ngram_size:
-        return ids_V, logits_V
-    processed_V = _process(NoRepeatNGramLogitsProcessor(params.no_repeat_ngram_size), logits_V, params, state)
-    return _select(ids_V, logits_V, np.flatnonzero(processed_V > -math.inf))
-
-
-def _process(processor, logits_V, params, state):
-    token_ids = torch.tensor([state.tokens(params.repetition_scope)], dtype=torch.long)
-    return processor(token_ids, torch.from_numpy(logits_V)[None])[0].numpy()
-
-
-def presence_frequency(ids_N, logits_N, params, state):
-    """z_j - c_j * frequency - [c_j > 0] * presence, where c_j counts token j (OpenAI's API)."""
-    token_ids = np.array(state.tokens(params.penalty_scope), np.int64)
-    count_N = np.bincount(token_ids, minlength=ids_N[-1] + 1)[ids_N].astype(np.float32)
-    return ids_N, logits_N - count_N * params.frequency_penalty - (count_N > 0) * np.float32(params.presence_penalty)
-
-
-def temperature(ids_N, logits_N, params, state):
-    """z / T; T = 0 keeps the most likely token alone. Reports T in the state.
-
-    Dynamic: T_min + (T_max - T_min) (H / ln N)^exponent for N candidates of entropy H (llama.cpp); 1 for a single candidate.
-    """
-    state.temperature = params.temperature
-    if params.dynamic_temperature:
-        _, state.entropy = softmax_entropy(logits_N)
-        state.temperature = 1.0
-        if len(logits_N) > 1:
-            low, high = params.temperature_min, params.temperature_max
-            normalized = min(1.0, state.entropy / math.log(len(logits_N)))
-            state.temperature = low + (high - low) * normalized**params.temperature_exponent
-    if state.temperature == 0:
-        return _select(ids_N, logits_N, [logits_N.argmax()])
-    return ids_N, logits_N / state.temperature
-
-
-def _select(ids_N, logits_N, indices):
-    return ids_N[indices], logits_N[indices]
-
-
-def top_k(ids_N, logits_N, params, state):
-    """Keeps the k most likely tokens (Fan et al. 2018) and ties with the last of them."""
-    return _select(ids_N, logits_N, top_k_indices(logits_N, params.top_k))
-
-
-def top_p(ids_N, logits_N, params, state):
-    """Keeps the fewest most likely tokens that reach p together (Holtzman et al. 2020)."""
-    probs_N, _ = softmax_entropy(logits_N)
-    return _select(ids_N, logits_N, top_p_indices(probs_N, params.top_p))
-
-
-def min_p(ids_N, logits_N, params, state):
-    """Keeps tokens at least min_p times as likely as the most likely one (Nguyen et al. 2024)."""
-    probs_N, _ = softmax_entropy(logits_N)
-    return _select(ids_N, logits_N, np.flatnonzero(probs_N >= params.min_p * probs_N.max()))
 
 
 class Sampler(NamedTuple):
@@ -157,15 +137,34 @@ class Sampler(NamedTuple):
 
 
 SAMPLERS = {
-    "repetition": Sampler(lambda p: p.repetition_penalty != 1, repetition),
-    "n-gram": Sampler(lambda p: p.no_repeat_ngram_size > 0, ngram),
-    "presence and frequency": Sampler(lambda p: any([p.presence_penalty, p.frequency_penalty]), presence_frequency),
-    "temperature": Sampler(lambda p: p.temperature != 1 or p.dynamic_temperature, temperature),
-    "top-k": Sampler(lambda p: p.top_k > 0, top_k),
-    "top-p": Sampler(lambda p: p.top_p < 1, top_p),
-    "min-p": Sampler(lambda p: p.min_p > 0, min_p),
+    "grammar": Sampler(is_constrained, constrain),
+    "logit bias": Sampler(lambda p: len(p.logit_bias) > 0, penalties.logit_bias),
+    "banned tokens": Sampler(lambda p: len(p.banned_tokens) > 0, penalties.banned_tokens),
+    "min new tokens": Sampler(lambda p: p.min_new_tokens > 0, penalties.min_new_tokens),
+    "repetition": Sampler(lambda p: p.repetition_penalty != 1, penalties.repetition),
+    "n-gram": Sampler(lambda p: p.no_repeat_ngram_size > 0, penalties.ngram),
+    "presence and frequency": Sampler(
+        lambda p: any([p.presence_penalty, p.frequency_penalty]), penalties.presence_frequency
+    ),
+    "DRY": Sampler(lambda p: p.dry_multiplier > 0, penalties.dry),
+    "temperature": Sampler(lambda p: p.temperature != 1 or p.dynamic_temperature, adaptive.temperature),
+    "top-n-sigma": Sampler(lambda p: p.top_n_sigma > 0, truncation.top_n_sigma),
+    "top-k": Sampler(lambda p: p.top_k > 0, truncation.top_k),
+    "typical": Sampler(lambda p: p.typical_p < 1, truncation.typical),
+    "top-p": Sampler(lambda p: p.top_p < 1, truncation.top_p),
+    "min-p": Sampler(lambda p: p.min_p > 0, truncation.min_p),
+    "epsilon": Sampler(lambda p: p.epsilon_cutoff > 0, truncation.epsilon),
+    "eta": Sampler(lambda p: p.eta_cutoff > 0, truncation.eta),
+    "XTC": Sampler(lambda p: p.xtc_probability > 0, truncation.xtc),
+    "mirostat": Sampler(lambda p: p.mirostat_tau > 0, adaptive.mirostat),
+    "adaptive-p": Sampler(lambda p: p.adaptive_target > 0, adaptive.adaptive_p),
 }
 _all_ids = cache(np.arange)
+
+
+def is_active(name: str, params: SamplingParams) -> bool:
+    """Whether the settings have a sampler run: enabled, and not replaced by mirostat."""
+    return SAMPLERS[name].active(params) and not (params.mirostat_tau > 0 and name in TRUNCATION)
 
 
 def apply_samplers(logits_V: np.ndarray, params: SamplingParams, state: SamplingState):
@@ -174,10 +173,10 @@ def apply_samplers(logits_V: np.ndarray, params: SamplingParams, state: Sampling
     A sampler that would remove every candidate is skipped for this token and counts as not active.
     """
     state.temperature, state.entropy = 1.0, None
+    state.details.clear()
     ids_N, logits_N = _all_ids(len(logits_V)), logits_V
-    for name in SAMPLER_ORDERS[params.order]:
-        sampler = SAMPLERS[name]
-        kept_N = sampler.apply(ids_N, logits_N, params, state) if sampler.active(params) else ((), ())
+    for name in ("grammar", *parse_order(params.order)):  # what a later one would remove of the last tokens, stays
+        kept_N = SAMPLERS[name].apply(ids_N, logits_N, params, state) if is_active(name, params) else ((), ())
         active = len(kept_N[0]) > 0
         ids_N, logits_N = kept_N if active else (ids_N, logits_N)
         yield name, active, ids_N, logits_N

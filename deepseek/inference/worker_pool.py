@@ -20,12 +20,21 @@ from weakref import WeakKeyDictionary
 import torch
 
 from deepseek.checkpoints.model_cache import ModelCache
+from deepseek.checkpoints.validation import first_sentence
 from deepseek.inference.decode_model import DecodeModel, supports
-from deepseek.inference.engine import Request, TokenTrace, decode_step
+from deepseek.inference.engine import Request, decode_step
+from deepseek.inference.token_trace import TokenTrace
 
 MAX_MODELS = 2  # models that each worker keeps open
 TOKEN_TIMEOUT_S = 120  # a worker that gives no token for this long is killed
-WORKER_DIED = "the model's worker process died before the text was complete; it may have run out of memory."
+MAX_ATTEMPTS = 3  # workers that may die under a text
+
+
+class WorkerDied(ValueError):
+    """A worker process has ended before the text did."""
+
+    def __init__(self):
+        super().__init__("the model's worker process died before the text was complete; it may have run out of memory.")
 
 
 class WorkerPool:
@@ -55,24 +64,43 @@ class WorkerPool:
     def num_active_requests(self) -> int:
         return sum(len(worker.outputs) for worker in self.workers)
 
-    def stream(self, checkpoint: str, prompt, params, forced_tokens=None, interventions=()) -> Iterator[TokenTrace]:
+    def stream(
+        self, checkpoint: str, prompt, params, forced_tokens=None, interventions=(), probe=()
+    ) -> Iterator[TokenTrace]:
         """`engine.stream` with the model at path `checkpoint`, in a worker.
 
-        Closing the generator stops the work. Raises ValueError as `engine.stream` does, and if the worker dies.
+        If the worker dies, a text that has begun goes on in another: one that has not may be the cause. Closing the
+        generator stops the work. Raises ValueError as `engine.stream` does, WorkerDied, and for whatever else goes wrong.
         """
+        ids, forced_tokens = [], dict(forced_tokens or {})
+        for attempt in range(MAX_ATTEMPTS):
+            tokens = dict(enumerate(ids)) | forced_tokens
+            try:
+                request = checkpoint, prompt, params, tokens, list(interventions), True, list(probe)
+                with contextlib.closing(self._stream(*request)) as outputs:
+                    for index, token in enumerate(outputs):
+                        if index == len(ids):
+                            ids.append(token.id)
+                            yield token
+                return
+            except WorkerDied:
+                if not ids or attempt + 1 == MAX_ATTEMPTS:
+                    raise
+
+    def _stream(self, *request) -> Iterator[TokenTrace]:
         request_id, outputs = next(self._request_ids), queue.SimpleQueue()
         with self._lock:
             self.workers = [worker if worker.alive else self._start_worker() for worker in self.workers]
             worker = min(self.workers, key=lambda worker: len(worker.outputs))
             worker.outputs[request_id] = outputs
-        worker.send(request_id, (checkpoint, prompt, params, dict(forced_tokens or {}), list(interventions)))
+        worker.send(request_id, request)
         try:
             while True:
                 try:
                     output = outputs.get(timeout=TOKEN_TIMEOUT_S)
                 except queue.Empty:
                     worker.kill()
-                    output = ValueError(WORKER_DIED)
+                    output = WorkerDied()
                 if isinstance(output, Exception):
                     raise output
                 yield output
@@ -125,7 +153,7 @@ class _Worker:
         self.alive = False
         self.ready.set()
         for outputs in list(self.outputs.values()):
-            outputs.put(ValueError(WORKER_DIED))
+            outputs.put(WorkerDied())
 
     def kill(self) -> None:
         """Ends the process."""
@@ -136,8 +164,8 @@ class _Worker:
 def serve(connection: Connection, models: ModelCache) -> None:
     """The worker's loop. Receives (request id, arguments), or (request id, None) to stop that request.
 
-    Sends lists of (request id, TokenTrace or the ValueError that ends the request), an empty one at first. Raises EOFError
-    or ConnectionError when the other side is gone.
+    Sends lists of (request id, TokenTrace or the ValueError that ends the request), an empty one at first. Whatever goes
+    wrong with a request ends that request alone. Raises EOFError or ConnectionError when the other side is gone.
     """
     connection.send([])
     requests: dict[int, Request] = {}
@@ -153,25 +181,31 @@ def serve(connection: Connection, models: ModelCache) -> None:
                     if model not in decode_models:
                         decode_models[model] = DecodeModel(model) if supports(model) else None
                     requests[request_id] = Request(model, tokenizer, *rest)
-                except ValueError as error:
-                    connection.send([(request_id, ValueError(str(error)))])  # a subclass may not unpickle
+                except BaseException as error:  # a tokenizer written in Rust raises more than Exceptions
+                    connection.send([(request_id, _plain(error))])
         for model in {request.model for request in requests.values()}:
             batch = {request_id: request for request_id, request in requests.items() if request.model is model}
             try:
                 outputs = decode_step(list(batch.values()), decode_models[model])
-            except ValueError as error:
-                outputs = [ValueError(str(error))] * len(batch)
+            except Exception as error:
+                outputs = [error] * len(batch)
+            outputs = [output if isinstance(output, TokenTrace) else _plain(output) for output in outputs]
             connection.send(list(zip(batch, outputs)))
             for request_id, output in zip(batch, outputs):
                 if isinstance(output, Exception) or output.finish_reason:
                     del requests[request_id]
 
 
+def _plain(error: BaseException) -> ValueError:
+    """An error as a ValueError, which surely unpickles, with a sentence."""
+    return ValueError(str(error) if isinstance(error, ValueError) else f"the model failed: {first_sentence(error)}")
+
+
 def main():
     descriptor, num_threads, checkpoint = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     torch.set_num_threads(num_threads)
     models = ModelCache(MAX_MODELS)
-    with contextlib.suppress(ValueError):  # the first request will report it
+    with contextlib.suppress(Exception):  # the first request will report it
         model, tokenizer = models.get(checkpoint)
         # Compiles the kernels or loads them from Numba's cache.
         decode_step([Request(model, tokenizer, "a")], DecodeModel(model) if supports(model) else None)

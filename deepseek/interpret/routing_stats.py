@@ -41,7 +41,8 @@ def trace_long_text(model, tokenizer, text: str, on_progress=lambda fraction: No
     routing = []
     for parts in zip(*windows):
         tensors = {
-            name: torch.cat([getattr(part, name) for part in parts]) for name in ("indices", "weights", "scores")
+            name: torch.cat([getattr(part, name) for part in parts])
+            for name in ("indices", "weights", "scores", "ranks")
         }
         routing.append(replace(parts[0], **tensors))
     return LongTrace(token_texts(tokenizer, ids), routing)
@@ -68,6 +69,15 @@ def vocabulary_specialization(tokens: list[str], layer: Routing, top: int = 8) -
         for expert in experts:
             processed[expert][token] += 1
     return [[(token, count, total[token]) for token, count in counter.most_common(top)] for counter in processed]
+
+
+def busiest_experts(layer: Routing, count: int) -> list[int]:
+    """The `count` experts that most tokens chose, the busiest first; all in their order if there are no more than `count`."""
+    if layer.num_experts <= count:
+        return list(range(layer.num_experts))
+    load_E = layer.indices.flatten().bincount(minlength=layer.num_experts)
+    order_E = load_E.argsort(descending=True, stable=True)
+    return order_E[: min(count, int(load_E.count_nonzero()))].tolist()
 
 
 def co_activation(layer: Routing) -> torch.Tensor:

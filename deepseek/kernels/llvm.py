@@ -67,6 +67,12 @@ def as_pointer(_, address, like):
     return types.CPointer(like.dtype)(address, like), codegen
 
 
+@numba.njit(inline="always")
+def cache_view(caches_R2, r, like_W):
+    """The cache (T, W) of a sequence, from its address and length; its dtype and width W are those of `like_W`."""
+    return numba.carray(as_pointer(caches_R2[r, 0], like_W), (caches_R2[r, 1], len(like_W)))
+
+
 @numba.njit(fastmath=FASTMATH, inline="always")
 def exp(x):
     """e**x by Cephes' expf for x from -87 to 88, clamped; unlike the library's it vectorises."""

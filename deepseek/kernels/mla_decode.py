@@ -9,14 +9,8 @@ import numpy as np
 from numba import prange
 
 from deepseek.kernels.gemm import MIN_PARALLEL_MULTIPLICATIONS, gemm_columns, thread_pool_lock
-from deepseek.kernels.llvm import FASTMATH, KERNEL_OPTIONS, as_pointer, exp, from_float, to_float
-from deepseek.kernels.ops import apply_rotary_emb, rms_norm
-
-
-@numba.njit(inline="always")
-def _cache_view(caches_R2, r, like_W):
-    """The cache (T, W) of a sequence, from its address and length."""
-    return numba.carray(as_pointer(caches_R2[r, 0], like_W), (caches_R2[r, 1], len(like_W)))
+from deepseek.kernels.llvm import FASTMATH, KERNEL_OPTIONS, cache_view, from_float, to_float
+from deepseek.kernels.ops import apply_rotary_emb, exp_scores, rms_norm
 
 
 @numba.njit(fastmath=FASTMATH, **KERNEL_OPTIONS)
@@ -29,7 +23,7 @@ def _append_to_caches(compressed_RX, latent_offset, norm_C, eps, cos_RJ, sin_RJ,
         for c in range(latent):
             entry_W[c] = latent_RC[r, c]
         apply_rotary_emb(compressed_RX[r], latent_offset + latent, cos_RJ[r], sin_RJ[r], entry_W, latent)
-        entries_TW = _cache_view(caches_R2, r, like_W)
+        entries_TW = cache_view(caches_R2, r, like_W)
         for w in range(width):
             entries_TW[-1, w] = from_float(entry_W[w], like_W[0])
 
@@ -43,7 +37,7 @@ def _decode_part(query_RX, cos_RJ, sin_RJ, up_key_HCN, up_value_HVC, scale, cach
     q_1N, latent_1C = np.empty((1, nope), np.float32), np.empty((1, latent), np.float32)
     value_1V, sum_C = np.empty((1, value), np.float32), latent_1C[0]
     for r in range(begin // heads, (end + heads - 1) // heads):
-        entries_TW = _cache_view(caches_R2, r, like_W)
+        entries_TW = cache_view(caches_R2, r, like_W)
         first, last, tokens = max(begin - r * heads, 0), min(end - r * heads, heads), len(entries_TW)
         query_HW = np.empty((last - first, latent + rotary), np.float32)
         weights_HT = np.empty((last - first, tokens), np.float32)
@@ -59,13 +53,7 @@ def _decode_part(query_RX, cos_RJ, sin_RJ, up_key_HCN, up_value_HVC, scale, cach
         gemm_columns(entries_TW, ones, query_HW, weights_HT, zero, tokens)
         for h in range(first, last):
             weights_T = weights_HT[h - first]
-            highest, total = np.float32(-np.inf), np.float32(0)
-            for t in range(tokens):
-                highest = max(highest, weights_T[t])
-            for t in range(tokens):
-                weights_T[t] = exp((weights_T[t] - highest) * np.float32(scale))
-            for t in range(tokens):
-                total += weights_T[t]
+            total = exp_scores(weights_T, scale)
             for c in range(latent):
                 sum_C[c] = 0
             whole = tokens // 4 * 4

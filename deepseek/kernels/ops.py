@@ -38,29 +38,53 @@ def silu_and_mul(gate_up_RX):
 
 
 @numba.njit(**KERNEL_OPTIONS)
-def topk_route(logits_RE, bias_RE, top_k, scaling):
-    """(indices (R, K), weights (R, K)): the experts of highest sigmoid plus bias, weighted by their normalised sigmoids.
+def sigmoid(logits_RE):
+    """The sigmoid of every logit: the scores of a router whose experts do not compete (DeepSeek-V3, section 2.1.2)."""
+    scores_RE = np.empty(logits_RE.shape, np.float32)
+    for r in range(logits_RE.shape[0]):
+        for e in range(logits_RE.shape[1]):
+            scores_RE[r, e] = np.float32(1) / (np.float32(1) + np.exp(-logits_RE[r, e]))
+    return scores_RE
 
-    DeepSeek-V3, section 2.1.2.
+
+@numba.njit(**KERNEL_OPTIONS)
+def softmax(logits_RE):
+    """The softmax of every row: the scores of most routers (Shazeer et al., 2017)."""
+    scores_RE = np.empty(logits_RE.shape, np.float32)
+    for r in range(logits_RE.shape[0]):
+        highest, total = logits_RE[r].max(), np.float32(0)
+        for e in range(logits_RE.shape[1]):
+            scores_RE[r, e] = np.exp(logits_RE[r, e] - highest)
+            total += scores_RE[r, e]
+        for e in range(logits_RE.shape[1]):
+            scores_RE[r, e] /= total
+    return scores_RE
+
+
+@numba.njit(**KERNEL_OPTIONS)
+def topk_route(scores_RE, bias_RE, offset_RE, top_k, normalize, scaling):
+    """(indices (R, K), weights (R, K)): the experts of highest score plus bias, weighted by `scaling` times their scores.
+
+    `offset_RE` is added to the scores that weigh, not to those that choose. With `normalize` the scores of a row's experts are
+    divided by their sum.
     """
-    rows, num_experts = logits_RE.shape
+    rows, num_experts = scores_RE.shape
     indices_RK, weights_RK = np.empty((rows, top_k), np.int64), np.empty((rows, top_k), np.float32)
-    scores_E, biased_E = np.empty(num_experts, np.float32), np.empty(num_experts, np.float32)
+    biased_E = np.empty(num_experts, np.float32)
     for r in range(rows):
         for e in range(num_experts):
-            scores_E[e] = np.float32(1) / (np.float32(1) + np.exp(-logits_RE[r, e]))
-            biased_E[e] = scores_E[e] + bias_RE[r, e]
+            biased_E[e] = scores_RE[r, e] + bias_RE[r, e]
         total = np.float32(1e-20)
         for k in range(top_k):
             best = 0
             for e in range(1, num_experts):
                 if biased_E[e] > biased_E[best]:
                     best = e
-            indices_RK[r, k], weights_RK[r, k] = best, scores_E[best]
-            total += scores_E[best]
+            indices_RK[r, k], weights_RK[r, k] = best, scores_RE[r, best] + offset_RE[r, best]
+            total += weights_RK[r, k]
             biased_E[best] = -np.inf
         for k in range(top_k):
-            weights_RK[r, k] *= np.float32(scaling) / total
+            weights_RK[r, k] *= np.float32(scaling) / (total if normalize else np.float32(1))
     return indices_RK, weights_RK
 
 
@@ -81,3 +105,16 @@ def apply_rotary_emb(x_X, offset, cos_J, sin_J, y_X, y_offset):
         first, second = x_X[offset + j], x_X[offset + half + j]
         y_X[y_offset + j] = first * cos_J[j] - second * sin_J[j]
         y_X[y_offset + half + j] = second * cos_J[j] + first * sin_J[j]
+
+
+@numba.njit(fastmath=FASTMATH, inline="always")
+def exp_scores(scores_T, scale):
+    """Replaces attention scores by exp(scale * (score - the highest)); returns their sum, by which a softmax divides."""
+    highest, total = np.float32(-np.inf), np.float32(0)
+    for t in range(len(scores_T)):
+        highest = max(highest, scores_T[t])
+    for t in range(len(scores_T)):
+        scores_T[t] = exp((scores_T[t] - highest) * np.float32(scale))
+    for t in range(len(scores_T)):
+        total += scores_T[t]
+    return total

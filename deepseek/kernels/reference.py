@@ -29,12 +29,22 @@ def silu_and_mul(gate_up_RX):
     return gate / (1 + np.exp(-gate)) * up
 
 
-def topk_route(logits_RE, bias_RE, top_k, scaling):
-    """(indices, weights) of the experts of highest sigmoid plus bias."""
-    scores_RE = 1 / (1 + np.exp(-logits_RE))
+def sigmoid(logits_RE):
+    """The sigmoid of every logit."""
+    return 1 / (1 + np.exp(-logits_RE))
+
+
+def softmax(logits_RE):
+    """The softmax of every row."""
+    powers_RE = np.exp(logits_RE - logits_RE.max(-1, keepdims=True))
+    return powers_RE / powers_RE.sum(-1, keepdims=True)
+
+
+def topk_route(scores_RE, bias_RE, offset_RE, top_k, normalize, scaling):
+    """(indices, weights) of the experts of highest score plus bias, weighted by score plus offset."""
     indices_RK = np.argsort(-(scores_RE + bias_RE), axis=1, kind="stable")[:, :top_k]
-    weights_RK = np.take_along_axis(scores_RE, indices_RK, 1)
-    return indices_RK, weights_RK * scaling / weights_RK.sum(1, keepdims=True)
+    weights_RK = np.take_along_axis(scores_RE + offset_RE, indices_RK, 1)
+    return indices_RK, weights_RK * scaling / (weights_RK.sum(1, keepdims=True) if normalize else 1)
 
 
 def combine_experts(y_AD, order_A, weights_RK, y_RD):
@@ -62,10 +72,24 @@ def mla_decode(
     outputs = []
     for query_HW, entry_W, cache in zip(np.concatenate([q_latent, q_rotary], -1), entry_RW, caches):
         entries_TW = np.concatenate([cache, entry_W[None]])
-        scores_HT = query_HW @ entries_TW.T * scale
-        weights_HT = np.exp(scores_HT - scores_HT.max(1, keepdims=True))
-        sum_HC = weights_HT @ entries_TW[:, :latent] / weights_HT.sum(1, keepdims=True)
+        sum_HC = softmax(query_HW @ entries_TW.T * scale) @ entries_TW[:, :latent]
         outputs.append(np.einsum("hc,hvc->hv", sum_HC, up_value_HVC).ravel())
+    return np.stack(outputs), entry_RW
+
+
+def gqa_decode(qkv_RX, head_dim, cos_RJ, sin_RJ, scale, caches):
+    """(output (R, H * N), new cache entries (R, W)) of `caches`, arrays (T - 1, W) without those entries."""
+    kv_heads, rotary, outputs = caches[0].shape[1] // (2 * head_dim), 2 * cos_RJ.shape[1], []
+    heads_RHN = qkv_RX.reshape(len(qkv_RX), -1, head_dim)
+    rotated = apply_rotary_emb(heads_RHN[..., :rotary], cos_RJ[:, None], sin_RJ[:, None])
+    rotated_RHN = np.concatenate([rotated, heads_RHN[..., rotary:]], -1)
+    query_RHN, key_RGN = np.split(rotated_RHN[:, :-kv_heads], [-kv_heads], axis=1)
+    entry_RW = np.concatenate([key_RGN, heads_RHN[:, -kv_heads:]], 1).reshape(len(qkv_RX), -1)
+    for query_HN, entry_W, cache in zip(query_RHN, entry_RW, caches):
+        entries = np.concatenate([cache, entry_W[None]]).reshape(len(cache) + 1, 2, kv_heads, 1, head_dim)
+        group = entries.repeat(len(query_HN) // kv_heads, 3).reshape(len(entries), 2, -1, head_dim)
+        weights_HT = softmax(np.einsum("hn,thn->ht", query_HN, group[:, 0]) * scale)
+        outputs.append(np.einsum("ht,thn->hn", weights_HT, group[:, 1]).ravel())
     return np.stack(outputs), entry_RW
 
 
@@ -86,6 +110,15 @@ def top_p_indices(probs_N, p):
     order = np.argsort(-probs_N, kind="stable")
     cumulative = np.cumsum(probs_N[order], dtype=np.float64)
     return np.sort(order[: np.searchsorted(cumulative, p) + 1])
+
+
+def typical_indices(probs_N, entropy, p):
+    """The indices of the fewest probabilities that sum to at least p, of surprise nearest to the entropy, and of ties."""
+    distance_N = np.abs(-np.log(np.maximum(probs_N, 1e-300)) - entropy)
+    order = np.argsort(distance_N, kind="stable")
+    cumulative = np.cumsum(probs_N[order], dtype=np.float64)
+    last = order[min(np.searchsorted(cumulative, p), len(order) - 1)]
+    return np.flatnonzero(distance_N <= distance_N[last])
 
 
 def sample_index(probs_N, uniform):

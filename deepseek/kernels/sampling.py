@@ -1,8 +1,8 @@
-"""Sampling over a whole vocabulary: softmax with entropy, top-k, top-p, and sampling an index.
+"""Sampling over a whole vocabulary: softmax with entropy, top-k, top-p, typical, and sampling an index.
 
-Nothing is sorted: top-k and top-p bisect for a threshold over the bits of a float32, which order floats as integers do. At a
-vocabulary of 49,152 on a Zen 4 core, compiled against NumPy: softmax with entropy 23 / 70 us, top-k 13 / 35 us (partition of
-column maxima), top-p 120 / 1,600 us (sort), sampling an index 75 / 490 us (cumsum).
+Nothing is sorted: top-k, top-p and typical bisect for a threshold over the bits of a float32, which order floats as integers
+do. At a vocabulary of 49,152 on a Zen 4 core, compiled against NumPy: softmax with entropy 23 / 70 us, top-k 13 / 35 us
+(partition of column maxima), top-p 120 / 1,600 us (sort), sampling an index 75 / 490 us (cumsum).
 
 Shape letters: N candidates, M ids to look up.
 """
@@ -65,6 +65,16 @@ def top_p_indices(probs_N, p):
     indices, num_equal = _indices_from(probs_N, bound), math.ceil((p - above) / bound)
     is_equal = probs_N[indices] == bound
     return indices[~is_equal | (np.cumsum(is_equal) <= num_equal)]
+
+
+@numba.njit(**KERNEL_OPTIONS)
+def typical_indices(probs_N, entropy, p):
+    """The indices of the fewest probabilities that sum to at least `p`, those whose surprise is nearest to the entropy in nats,
+    and of all as near as the last; ascending."""
+    nearness_N = np.empty_like(probs_N)
+    for n in range(len(probs_N)):
+        nearness_N[n] = -abs(math.log(probs_N[n]) + entropy) if probs_N[n] > 0 else -np.inf
+    return _indices_from(nearness_N, _threshold(nearness_N, probs_N, p, _to_order(-np.inf), _to_order(0)))
 
 
 @numba.njit(**KERNEL_OPTIONS)

@@ -15,7 +15,7 @@ from llvmlite.binding import get_host_cpu_features
 from deepseek.kernels import sampling
 from deepseek.kernels.gemm import grouped_gemm
 from deepseek.kernels.mla_decode import mla_decode
-from deepseek.kernels.ops import combine_experts, rms_norm, silu_and_mul, topk_route
+from deepseek.kernels.ops import combine_experts, rms_norm, sigmoid, silu_and_mul, topk_route
 
 
 def compile_sampling() -> None:
@@ -24,6 +24,7 @@ def compile_sampling() -> None:
     probs_N, _ = sampling.softmax_entropy(logits_N)
     sampling.top_k_indices(logits_N, 2)
     sampling.top_p_indices(probs_N, 0.9)
+    sampling.typical_indices(probs_N, 1.0, 0.9)
     sampling.sample_index(probs_N, 0.5)
 
 
@@ -32,7 +33,7 @@ def compile_decode(weight_dtype, cache_dtype) -> None:
     row, square, ends = np.ones((1, 4), np.float32), np.zeros((1, 4, 4), weight_dtype), np.array([1])
     rms_norm(row, 0, row[0], 1e-6)
     grouped_gemm(square, row, row, ends, 1)
-    indices, weights = topk_route(row, row, 1, 1.0)
+    indices, weights = topk_route(sigmoid(row), row, row, 1, True, 1.0)
     combine_experts(silu_and_mul(np.ones((1, 8), np.float32)), indices[0], weights, row)
     query, cache = np.ones((1, 8), np.float32), np.zeros((1, 6), cache_dtype)
     cos, caches = row[:, :1].copy(), np.array([(cache.ctypes.data, 1)])

@@ -1,8 +1,4 @@
-"""Presets as transformers' own DeepseekV3Config, and the parameters and cache elements of a configuration."""
-
-from transformers import DeepseekV3Config
-
-MAX_LAYERS = 512  # of any checkpoint that is opened
+"""Presets as transformers' own DeepseekV3Config, and the cache elements of a configuration."""
 
 COMMON = dict(
     hidden_size=576,
@@ -77,45 +73,22 @@ PRESETS = {
 }
 
 
-def preset(name: str, **changes) -> DeepseekV3Config:
-    """The configuration called `name` ("seed", "demo", "quick" or "tiny"), with some fields changed.
+def preset(name: str, **changes):
+    """The DeepseekV3Config called `name` ("seed", "demo", "quick" or "tiny"), with some fields changed.
 
     Raises ValueError for an unknown name.
     """
+    from transformers import DeepseekV3Config  # takes seconds, and whoever needs the names only does not wait for it
+
     if name not in PRESETS:
         raise ValueError(f"preset is {name!r}; it must be one of {', '.join(PRESETS)}.")
     return DeepseekV3Config(**{**COMMON, **PRESETS[name], **changes})
 
 
-def num_experts(config) -> int:
-    """Routed experts of a layer, whatever name the model family gives them; 0 for a dense model."""
-    names = ("num_local_experts", "num_experts", "n_routed_experts")
-    return next((count for count in (getattr(config, name, None) for name in names) if count), 0)
-
-
-def parameter_counts(model) -> tuple[int, int]:
-    """(all parameters, parameters active for one token) of any transformers model.
-
-    Of the routed experts' parameters the fraction num_experts_per_tok / num_experts is active.
-    """
-    config = model.config
-    active_fraction = config.num_experts_per_tok / num_experts(config) if num_experts(config) else 1.0
-    total, active = 0, 0.0
-    for name, parameter in model.named_parameters():
-        total += parameter.numel()
-        active += parameter.numel() * (active_fraction if ".experts." in name else 1.0)
-    return total, round(active)
-
-
 def kv_cache_elements_per_token(config) -> tuple[int, int]:
-    """Cached elements per token and layer: (of this model, of the same heads as uncompressed keys and values).
+    """Cached elements per token and layer of DeepSeek-V3: (as latents, of the same heads as uncompressed keys and values).
 
-    DeepSeek-V2, section 2.1. The two are equal for a model that caches keys and values.
+    DeepSeek-V2, section 2.1.
     """
-    config = config.get_text_config()
-    if getattr(config, "kv_lora_rank", None):
-        uncompressed = config.num_attention_heads * (config.qk_nope_head_dim + config.v_head_dim)
-        return config.kv_lora_rank + config.qk_rope_head_dim, uncompressed
-    num_kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * num_kv_heads * head_dim, 2 * num_kv_heads * head_dim
+    uncompressed = config.num_attention_heads * (config.qk_nope_head_dim + config.v_head_dim)
+    return config.kv_lora_rank + config.qk_rope_head_dim, uncompressed

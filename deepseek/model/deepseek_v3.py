@@ -130,6 +130,13 @@ class DeepseekV3ForCausalLM(DeepseekV3PreTrainedModel, MLAGenerationMixin):
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    def save_pretrained(self, save_directory, state_dict=None, **options):
+        """As transformers', but a head tied to the embedding is stored beside it: vLLM reads no other head."""
+        state_dict = dict(self.state_dict() if state_dict is None else state_dict)
+        head = state_dict["lm_head.weight"]
+        state_dict["lm_head.weight"] = head.clone()  # transformers leaves out what shares memory
+        super().save_pretrained(save_directory, state_dict=state_dict, **options)
+
     @can_return_tuple
     def forward(
         self,

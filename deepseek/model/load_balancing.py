@@ -8,20 +8,23 @@ import math
 import torch
 
 
-def kl_to_uniform(logits_TE: torch.Tensor, mask_T: torch.Tensor | None = None, all_reduce_mean=None) -> torch.Tensor:
-    """KL(P || U) of one router, a scalar in [0, log E] nats.
-
-    P is the mean over tokens of the router's sigmoid scores, each normalised to sum 1; KL(P || U) = sum_i P_i log(E P_i).
-    `mask_T` is 0 for padding, which the mean leaves out. It sees scores and not counts, so `update_expert_bias` exists too.
-    Of a batch split over processes, `all_reduce_mean` returns the mean of P over all of them: KL is not linear in P.
-    """
+def mean_router_probs(logits_TE: torch.Tensor, mask_T: torch.Tensor | None = None) -> torch.Tensor:
+    """P, (E,): the mean over tokens of a router's sigmoid scores, each normalised to sum 1; `mask_T` is 0 for padding."""
     scores_TE = logits_TE.float().sigmoid()
     probs_TE = scores_TE / scores_TE.sum(-1, keepdim=True)
     if mask_T is None:
-        mean_E = probs_TE.mean(0)
-    else:
-        mask_T1 = mask_T.to(probs_TE).unsqueeze(-1)
-        mean_E = (probs_TE * mask_T1).sum(0) / mask_T1.sum().clamp(min=1)
+        return probs_TE.mean(0)
+    mask_T1 = mask_T.to(probs_TE).unsqueeze(-1)
+    return (probs_TE * mask_T1).sum(0) / mask_T1.sum().clamp(min=1)
+
+
+def kl_to_uniform(logits_TE: torch.Tensor, mask_T: torch.Tensor | None = None, all_reduce_mean=None) -> torch.Tensor:
+    """KL(P || U) = sum_i P_i log(E P_i) of one router, a scalar in [0, log E] nats; P is its `mean_router_probs`.
+
+    It sees scores and not counts, so `update_expert_bias` exists too. Of a batch in parts, over forward passes or processes,
+    `all_reduce_mean` returns the mean of P over all of them: KL is not linear in P.
+    """
+    mean_E = mean_router_probs(logits_TE, mask_T)
     if all_reduce_mean is not None:
         mean_E = all_reduce_mean(mean_E)
     return torch.xlogy(mean_E, mean_E).sum() + math.log(len(mean_E))

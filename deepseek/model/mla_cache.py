@@ -1,5 +1,6 @@
 """The KV cache of latent attention, in transformers' cache interface."""
 
+import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 
@@ -52,3 +53,20 @@ class MLACache(Cache):
 
     def __init__(self, config, capacity: int = 256):
         super().__init__(layers=[MLACacheLayer(capacity) for _ in range(config.num_hidden_layers)])
+
+
+class DeepseekV2CacheLayer(MLACacheLayer):
+    """The same entries for transformers' DeepSeek-V2, which rotates the pairs (0, 1), (2, 3)... where ours come in halves."""
+
+    def update(self, latents, rotary, *_, **__):
+        """Appends latents (B, 1, S, C) and rotary keys (B, 1, S, R); returns all of them."""
+        entries, _ = super().update(torch.cat([latents, rotary[..., 0::2], rotary[..., 1::2]], -1))
+        latents, *halves = entries.tensor_split((latents.shape[-1], latents.shape[-1] + rotary.shape[-1] // 2), -1)
+        return latents, torch.stack(halves, -1).flatten(-2)
+
+
+class DeepseekV2Cache(Cache):
+    """An MLACache for transformers' DeepseekV2ForCausalLM."""
+
+    def __init__(self, config, capacity: int = 256):
+        super().__init__(layers=[DeepseekV2CacheLayer(capacity) for _ in range(config.num_hidden_layers)])

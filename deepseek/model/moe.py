@@ -69,8 +69,8 @@ class DeepseekV3Experts(nn.Module):
         order_A = indices_XK.flatten().argsort(stable=True)  # assignments, sorted by expert
         counts = torch.bincount(indices_XK.flatten(), minlength=len(self.gate_up_proj)).tolist()
         inputs = x_XD.index_select(0, order_A // top_k).split(counts)
-        groups = zip(inputs, self.gate_up_proj, self.down_proj)
-        outputs = [self.expert_forward(x, *weights) for x, *weights in groups if len(x)]
+        hit = [(x, expert) for expert, x in enumerate(inputs) if len(x)]  # an expert without tokens is not read
+        outputs = [self.expert_forward(x, self.gate_up_proj[e], self.down_proj[e]) for x, e in hit]
         outputs_XKD = torch.cat(outputs).index_select(0, order_A.argsort()).view(num_tokens, top_k, -1)
         return (weights_XK.to(outputs_XKD.dtype).unsqueeze(1) @ outputs_XKD).squeeze(1)
 

@@ -86,9 +86,13 @@ def _convert(f: Field, item, shown):
 
 
 def _error(f: Field, value, allowed: str = "") -> ValueError:
+    return ValueError(f"{f.name} is {shorten(value)}; it must be {allowed or allowed_values(f)}.")
+
+
+def shorten(value) -> str:
+    """A value as an error shows it."""
     text = repr(value)
-    text = text if len(text) <= 60 else text[:57] + "..."
-    return ValueError(f"{f.name} is {text}; it must be {allowed or allowed_values(f)}.")
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def from_text(f: Field, text: str):
@@ -107,6 +111,14 @@ def flag(f: Field) -> str:
     return "--" + f.name.replace("_", "-")
 
 
+class _Append(argparse.Action):
+    """Collects the values of a flag; the first takes the place of the default."""
+
+    def __call__(self, parser, namespace, value, option_string=None):
+        items = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [value] if items is self.default else [*items, value])
+
+
 def add_arguments(parser: argparse.ArgumentParser, settings_class) -> None:
     """Adds a flag for every field of a dataclass of settings; old names work too and are not listed."""
     for f in fields(settings_class):
@@ -118,7 +130,7 @@ def add_arguments(parser: argparse.ArgumentParser, settings_class) -> None:
         if item_type(f) is bool:
             options |= dict(action="store_true")
         elif get_origin(f.type) is tuple:
-            options |= dict(action="append", default=[])
+            options |= dict(action=_Append, default=list(default))
         else:
             options |= dict(type=item_type(f), default=default, nargs="+" if holds_several(f) else None)
             options |= dict(metavar="|".join(choices) if choices else f.name.upper())

@@ -25,13 +25,18 @@ OUT_OF_MEMORY = "it was out of memory; a smaller batch, context or preset needs 
 def lock(root, name: str) -> int:
     """Locks `root` for the run `name`; returns the descriptor that holds the lock until it is closed everywhere.
 
-    A lock inherited from the parent process is kept. Raises TrainingError where another run has it.
+    A lock inherited from the parent process is kept. Raises TrainingError where another run has it, and for a `root` that is no
+    folder to write in.
     """
     import fcntl  # not on Windows, where the rest of the package still imports
 
     inherited = os.environ.pop(LOCK_VARIABLE, None)
-    Path(root).mkdir(parents=True, exist_ok=True)
-    descriptor = int(inherited) if inherited else os.open(Path(root) / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        Path(root).mkdir(parents=True, exist_ok=True)
+        descriptor = int(inherited) if inherited else os.open(Path(root) / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        allowed = "a folder in which files can be written"
+        raise TrainingError(f"root is {str(root)!r:.200}; it must be {allowed} ({error.strerror}).") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -98,17 +103,27 @@ def record_end(run: Path, state: str, reason: str = "") -> None:
         os.fsync(file.fileno())
 
 
-def outcome(process: dict) -> tuple[str, str]:
-    """(state, reason) of a run by its process.json: running, paused, stopped, finished, failed or killed."""
-    if "state" in process:
-        return process["state"], process["reason"]
-    if not process:  # trained from Python, which writes no process.json
+def outcome(run: Path) -> tuple[str, str]:
+    """(state, reason) of a run by its process.json: running, paused, stopped, finished, failed, killed or damaged."""
+    if not (run / PROCESS_FILE).exists():  # trained from Python, which writes none
         return "stopped", ""
+    try:
+        return _outcome(read_json(run / PROCESS_FILE))
+    except (KeyError, TypeError, ValueError):
+        return "damaged", f"its {PROCESS_FILE} is not as a run writes it"
+
+
+def _outcome(process: dict) -> tuple[str, str]:
+    if "state" in process:
+        state, reason = process["state"], process["reason"]
+        if state not in ("finished", "stopped", "failed") or not isinstance(reason, str):
+            raise ValueError
+        return state, reason
     if status := process_status(process):
         return status, ""
-    if process.get("boot") != boot_id():
+    if process["boot"] != boot_id():
         return "killed", "the machine was restarted"
-    if oom_kills(Path(process.get("oom_counter", ""))) > process.get("oom_kills", 0):
+    if oom_kills(Path(process["oom_counter"])) > process["oom_kills"]:
         return "killed", OUT_OF_MEMORY
     return "killed", "its process was killed or crashed"
 
@@ -148,11 +163,16 @@ def oom_kills(counter: Path) -> int:
     return int(counts[0]) if counts else 0
 
 
-def explain_error(error: BaseException) -> str:
-    """Why a run failed, in one sentence for the user."""
-    text = " ".join(str(error).split())
+def full_resource(error: BaseException) -> str:
+    """The sentence for a full disk or full memory, whatever the library that ran into it raises; empty for other errors."""
+    text = str(error)
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:  # safetensors has no errno
         return "the disk is full; the last good checkpoint is kept, free some space and resume"
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
         return OUT_OF_MEMORY
-    return text[:400] or type(error).__name__
+    return ""
+
+
+def explain_error(error: BaseException) -> str:
+    """Why a run failed, in one sentence for the user."""
+    return full_resource(error) or " ".join(str(error).split())[:400] or type(error).__name__

@@ -1,13 +1,22 @@
 """The metrics.jsonl of a run: its lines, its columns, and what is computed from them."""
 
+import json
 import math
+import os
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import numpy as np
 
+from deepseek.training.router_history import RouterRecord
+
 SERIES = ["loss", "load_balancing_loss", "lr", "grad_norm", "tokens_per_second"]
+STEP_KEYS = ["tokens", "load", "max_violation"]  # of every step's line, beside SERIES
 DEAD_WINDOW_STEPS = 50  # steps over whose mean load an expert counts as dead
 SPEED_WINDOW_STEPS = 500  # steps whose mean speed gives the time left; includes validations, samples and checkpoints
+PAUSE = 500  # a step that takes more than so many times the median was paused; a validation takes up to about 150
+SLOWEST = 0.05  # tokens per second that count as the speed of a step whose speed was rounded to 0
+MAX_LINE_BYTES = 2**20
 DEAD_SHARE = 0.01  # an expert with a smaller fraction of an even load is dead
 
 
@@ -46,6 +55,7 @@ class History:
     validation: list[tuple[int, float]] = field(default_factory=list)  # (step, nats per token)
     samples: list[tuple[int, list[dict]]] = field(default_factory=list)  # (step, [{"prompt", "text"}])
     probes: list[tuple[int, dict]] = field(default_factory=list)  # (step, {"tokens", "layers", "indices", "weights"})
+    records: dict[str, list[RouterRecord]] = field(default_factory=lambda: {"routing": [], "probe": []})
 
     def add(self, lines: list[dict]) -> None:
         """Appends further lines of the file, in their order."""
@@ -64,6 +74,18 @@ class History:
                 self.samples.append((step, line["samples"]))
             if "probe" in line:
                 self.probes.append((step, line["probe"]))
+            for kind in self.records.keys() & line.keys():
+                self.records[kind].append(RouterRecord.parse(step, line[kind]))
+
+    @property
+    def router_records(self) -> list[RouterRecord]:
+        """The routing of fixed tokens at every checkpoint: of the probe alone in a run that an earlier version began."""
+        return max(self.records["routing"], self.records["probe"], key=len)
+
+    @property
+    def experts_per_token(self) -> int:
+        """K, from a record; without one 2, as of all presets."""
+        return self.router_records[0].indices.shape[-1] if self.router_records else 2
 
     @property
     def first_layer(self) -> int:
@@ -78,13 +100,41 @@ class History:
         return seconds_left(last_step - self.steps[-1], self.tokens / self.steps[-1], speeds)
 
 
+def read_line(line: bytes) -> dict | None:
+    """A line of metrics.jsonl, None for one that no run has written: blank, cut in half, edited."""
+    try:
+        values = json.loads(line)
+        is_whole = isinstance(values["step"], int) and ("loss" not in values or values.keys() >= {*SERIES, *STEP_KEYS})
+    except (ValueError, TypeError, KeyError):
+        return None
+    return values if is_whole else None
+
+
+def last_step(tail: bytes) -> tuple[int, bool]:
+    """(the newest step, whether the lines are whole) in the last bytes of a metrics.jsonl; the ends may be cut."""
+    lines = tail.split(b"\n")[:-1]
+    values = read_line(lines[-1]) if lines else {"step": 0}
+    is_whole = values is not None and all(line[:1] + line[-1:] == b"{}" for line in lines[1:])
+    newest = values or next(filter(None, map(read_line, reversed(lines))), {"step": 0})
+    return newest["step"], is_whole
+
+
+def cut(file: Path, num_bytes: int) -> None:
+    """Cuts a metrics.jsonl to the whole lines among its first `num_bytes` bytes; one that is lost begins anew."""
+    with file.open("a+b") as lines:
+        end = min(num_bytes, lines.seek(0, os.SEEK_END))
+        start = lines.seek(max(0, end - MAX_LINE_BYTES))
+        lines.truncate(start + lines.read(end - start).rfind(b"\n") + 1)
+
+
 def seconds_left(num_steps: int, tokens_per_step: float, speeds) -> float:
     """Time that `num_steps` steps take at the mean of `speeds`, tokens per second of earlier steps.
 
-    The slowest is left out: the run may have been paused during it.
+    The slowest is left out, and each that was paused, as by a laptop that slept.
     """
-    seconds_per_token = np.sort(1 / np.array(speeds))
-    return float(num_steps * tokens_per_step * seconds_per_token[: max(1, len(speeds) - 1)].mean())
+    seconds_per_token = np.sort(1 / np.maximum(speeds, SLOWEST))[: max(1, len(speeds) - 1)]
+    seconds_per_token = seconds_per_token[seconds_per_token <= PAUSE * np.median(seconds_per_token)]
+    return float(num_steps * tokens_per_step * seconds_per_token.mean())
 
 
 def duration(seconds: float) -> str:

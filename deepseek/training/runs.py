@@ -18,11 +18,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from deepseek.checkpoints import saving
-from deepseek.settings.aliases import rename
 from deepseek.settings.schema import flag
-from deepseek.training import job_process, resource_check
-from deepseek.training.config import TrainConfig, TrainingError
-from deepseek.training.trainer import resume_point
+from deepseek.training import job_process
+from deepseek.training.config import TrainConfig, TrainingError, read_config, resumed
+from deepseek.training.metrics import MAX_LINE_BYTES, History, last_step, read_line
+from deepseek.training.resource_check import check_resources, resume_point
 
 ROOT = "deepseek_checkpoints"
 
@@ -37,13 +37,14 @@ class Run:
 
     name: str
     folder: Path
-    config: dict  # the fields of TrainConfig
-    state: str  # running, paused, stopped, finished, failed or killed
-    reason: str  # why it failed or was killed, else ""
+    config: dict  # the fields of TrainConfig; {} where config.json is damaged
+    state: str  # running, paused, stopped, finished, failed, killed or damaged
+    reason: str  # why it failed or was killed, or what is damaged, else ""
     step: int  # the last in its metrics
     steps: int  # in all
     checkpoint: Path | None  # the newest complete one
-    started_at: float  # when it was first started, seconds since 1970
+    best: Path | None  # the complete one of the lowest validation loss
+    started_at: float  # when its settings were last set, seconds since 1970
 
     @property
     def alive(self) -> bool:
@@ -67,16 +68,25 @@ def find(root, name: str) -> Run:
 
 
 def _inspect(folder: Path) -> Run | None:
-    config = rename(job_process.read_json(folder / "config.json"))
+    config, damage = {}, ""
     try:
         started_at = (folder / "config.json").stat().st_mtime
-        steps = int(config["max_steps"])
-    except (OSError, KeyError, TypeError, ValueError):  # deleted just now, or not the folder of a run
+        config = asdict(read_config(folder))
+    except OSError:  # deleted just now
         return None
-    state, reason = job_process.outcome(job_process.read_json(folder / job_process.PROCESS_FILE))
-    lines = _tail(folder / "metrics.jsonl", 2**18).split(b"\n")[:-1]  # the complete ones
-    step = json.loads(lines[-1])["step"] if lines else 0
-    return Run(folder.name, folder, config, state, reason, step, steps, newest_checkpoint(folder), started_at)
+    except ValueError as error:
+        if not any((folder / name).exists() for name in ("metrics.jsonl", job_process.PROCESS_FILE)):
+            return None  # not the folder of a run
+        damage = str(error)
+    step, metrics_are_whole = last_step(_tail(folder / "metrics.jsonl", MAX_LINE_BYTES))
+    if not metrics_are_whole:
+        damage = damage or "its metrics.jsonl has lines that no run writes; they are left out"
+    state, reason = job_process.outcome(folder)
+    if damage and state not in ("running", "paused"):
+        state, reason = "damaged", damage
+    checkpoints = dict(checkpoint=newest_checkpoint(folder), best=best_checkpoint(folder))
+    details = dict(**checkpoints, started_at=started_at)
+    return Run(folder.name, folder, config, state, reason, step, config.get("max_steps", max(step, 1)), **details)
 
 
 def _tail(file: Path, max_bytes: int) -> bytes:
@@ -91,16 +101,26 @@ def _tail(file: Path, max_bytes: int) -> bytes:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """As `saving.latest_checkpoint`, but hashes a checkpoint again only when one of its files has changed."""
-    for checkpoint in reversed(saving.list_checkpoints(folder)):
-        with suppress(OSError):  # pruned just now
-            stats = [file.stat() for file in sorted(checkpoint.iterdir())]
-            if _is_complete(checkpoint, tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)):
-                return checkpoint
-    return None
+    return next(filter(_is_complete, reversed(saving.list_checkpoints(folder))), None)
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """The complete checkpoint of a run with the lowest validation loss; None if none was validated."""
+    checkpoints = saving.list_checkpoints(folder)
+    while (best := saving.best_of(checkpoints)) and not _is_complete(best):
+        checkpoints.remove(best)
+    return best
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    with suppress(OSError):  # pruned just now
+        stats = [file.stat() for file in (checkpoint / saving.MANIFEST, *saving.listed_files(checkpoint))]
+        return _hashes_match(checkpoint, tuple((stat.st_size, stat.st_mtime_ns) for stat in stats))
+    return False
 
 
 @lru_cache(maxsize=256)
-def _is_complete(checkpoint: Path, stamp: tuple) -> bool:
+def _hashes_match(checkpoint: Path, stamp: tuple) -> bool:
     return saving.is_complete(checkpoint)
 
 
@@ -113,10 +133,13 @@ def start(config: TrainConfig, resume: bool = False) -> Run:
     folder = config.run
     try:
         with os.fdopen(job_process.lock(config.root, config.name)) as lock:  # once closed, the child alone holds it
-            resource_check.check_resources(config, resume_point(config, resume))
+            checkpoint = resume_point(config, resume)
+            check_resources(config, checkpoint)
             folder.mkdir(exist_ok=True)
             if not resume:
                 job_process.write_json(folder / "config.json", json.dumps(asdict(config), indent=1))
+            if checkpoint is None:  # of an earlier try under this name
+                (folder / "metrics.jsonl").unlink(missing_ok=True)
             child = _spawn(command(config, resume), folder / "log.txt", lock.fileno())
             job_process.record_start(folder, child.pid)
     except (TrainingError, OSError) as error:
@@ -130,8 +153,6 @@ def command(config: TrainConfig, resume: bool) -> list[str]:
     arguments = ["--resume"] if resume else []
     for f in fields(config):
         value = getattr(config, f.name)
-        if resume and f.name not in ("root", "name"):
-            continue
         if isinstance(value, list):
             arguments += [flag(f), *map(str, value)] if value else []
         elif isinstance(value, bool):
@@ -183,17 +204,23 @@ def _signal(root, name: str, signal_number: int) -> Run:
     return find(root, name)
 
 
-def resume(root, name: str) -> Run:
-    """Continues a paused run, or starts a process from the newest complete checkpoint. Raises RunError."""
+def resume(root, name: str, max_steps: int | None = None) -> Run:
+    """Continues a paused run, or starts a process from the newest complete checkpoint, to train until step `max_steps`.
+
+    A run without a checkpoint begins anew. A finished one needs more steps than it has taken. Raises RunError.
+    """
     run = find(root, name)
-    if run.state == "paused":
+    if run.state == "paused" and max_steps in (None, run.steps):
         return _signal(root, name, signal.SIGCONT)
-    if run.state in ("running", "finished"):
-        raise RunError(f"run {name!r} is {run.state}; only a paused, stopped, failed or killed run can be resumed.")
+    if run.alive:
+        raise RunError(f"run {name!r} is {run.state}; only one that has ended can be resumed with other settings.")
     try:
-        config = TrainConfig(**{**run.config, "root": str(root), "name": name})
-    except (TypeError, ValueError) as error:
-        raise RunError(f"run {name!r} cannot be resumed with its config.json: {error}") from error
+        config = resumed(str(root), name, **({"max_steps": max_steps} if max_steps else {}))
+    except ValueError as error:
+        raise RunError(f"run {name!r} cannot be resumed: {error}") from error
+    if run.state == "finished" and config.max_steps <= run.step:
+        allowed = f"it must be above {run.step} to extend the run"
+        raise RunError(f"run {name!r} is finished; max_steps is {config.max_steps}, {allowed}.")
     return start(config, resume=True)
 
 
@@ -211,8 +238,8 @@ def delete(root, name: str) -> None:
 def metrics(folder, offset: int = 0) -> tuple[list[dict], int]:
     """(the complete lines of metrics.jsonl after byte `offset`, the offset for the next call).
 
-    An incomplete last line is left for the next call. A resumed run truncates the file to its last checkpoint: then all
-    lines are returned again, from step 1.
+    An incomplete last line is left for the next call, and lines that no run writes are left out. A resumed run truncates the
+    file to its last checkpoint: then all lines are returned again, from the first.
     """
     try:
         with (Path(folder) / "metrics.jsonl").open("rb") as file:
@@ -223,7 +250,14 @@ def metrics(folder, offset: int = 0) -> tuple[list[dict], int]:
     except FileNotFoundError:
         return [], 0
     complete = data[: data.rfind(b"\n") + 1]
-    return [json.loads(line) for line in complete.splitlines()], offset + len(complete)
+    return list(filter(None, map(read_line, complete.split(b"\n")))), offset + len(complete)
+
+
+def history(folder) -> History:
+    """The metrics of a run as columns, with the routing of its checkpoints; empty before its first step."""
+    columns = History()
+    columns.add(metrics(folder)[0])
+    return columns
 
 
 def log(folder, max_bytes: int = 8000) -> str:
@@ -236,9 +270,9 @@ def archive(checkpoint: Path) -> Path:
     run, name = checkpoint.parent, f"{checkpoint.parent.name}-{checkpoint.name}"
     temporary = run / ".download"
     with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as target:
-        for file in sorted(checkpoint.iterdir()):
-            if file.name not in ("training.json", "training_state.bin", saving.MANIFEST):
+        for file in saving.listed_files(checkpoint):
+            if file.name not in ("training.json", "training_state.bin"):
                 target.write(file, f"{name}/{file.name}")
-    for old in run.glob("*.zip"):
+    for old in run.glob(f"{run.name}-step-*.zip"):
         old.unlink()
     return temporary.rename(run / f"{name}.zip")

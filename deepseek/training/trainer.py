@@ -1,6 +1,6 @@
 """The train loop: `train(config)` yields a TrainStep per optimizer step; `python -m deepseek.train` prints them.
 
-- AdamW with warm-up, gradient accumulation and clipping, in mixed precision where the hardware is faster in it
+- AdamW or Muon with warm-up, gradient accumulation and clipping, in mixed precision where the hardware is faster in it
 - loss = language modelling + balance_weight x KL load balancing; after each step the router bias moves against the load
 - a checkpoint holds all that the run needs to continue (weights, optimizer, data position, length of the metrics file),
   so a resumed run takes the same steps as one that was never interrupted
@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -21,8 +21,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from deepseek.checkpoints import loading, saving
+from deepseek.data.chat import document_renderer
 from deepseek.data.dataloader import PackedDataLoader
-from deepseek.data.tokenizer import train_tokenizer
+from deepseek.data.file_formats import END_OF_TEXT
+from deepseek.data.tokenizer import start_token, train_tokenizer
 from deepseek.model import load_balancing
 from deepseek.model.config import preset
 from deepseek.model.cpu_features import fast_in_bf16
@@ -30,8 +32,10 @@ from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM
 from deepseek.model.moe import DeepseekV3TopkRouter
 from deepseek.training import distributed, job_process
 from deepseek.training.config import TrainConfig, TrainingError
-from deepseek.training.metrics import TrainStep
-from deepseek.training.validation import evaluate, load_statistics, probe, sample, validation_texts
+from deepseek.training.metrics import TrainStep, cut
+from deepseek.training.muon import MuonAdamW, parameter_groups
+from deepseek.training.resource_check import resume_point
+from deepseek.training.validation import evaluate, load_statistics, routing_records, sample, texts_id, validation_texts
 
 SEED_TOKENIZER = "HuggingFaceTB/cosmo2-tokenizer"  # of the preset "seed"
 NOT_FINITE = "step {}: {} is not finite; the last good checkpoint is kept."
@@ -48,9 +52,8 @@ def new_model(config: TrainConfig):
             raise TrainingError(f"init_from is {config.init_from!r}; it must be a DeepSeek-V3 model with a tokenizer.")
     else:
         tokenizer = new_tokenizer(config)
-        eos = tokenizer.eos_token_id
-        bos = eos if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-        ids = dict(bos_token_id=bos, eos_token_id=eos, pad_token_id=eos)
+        start = start_token(tokenizer)  # in training it also ends the document before it
+        ids = dict(bos_token_id=start, eos_token_id=start, pad_token_id=start)
         # No position beyond max_seq_len is trained.
         shape = preset(config.preset, **ids, max_position_embeddings=config.max_seq_len)
         if (num_tokens := len(tokenizer)) > shape.vocab_size:
@@ -65,12 +68,16 @@ def new_model(config: TrainConfig):
 def new_tokenizer(config: TrainConfig):
     """The tokenizer of a new model. Raises TrainingError where it cannot be opened, DataError where data cannot be read."""
     if not config.tokenizer and config.preset != "seed":
-        return train_tokenizer(config.data, preset(config.preset).vocab_size, config.mixture_weights)
+        vocab_size = preset(config.preset).vocab_size
+        return train_tokenizer(config.data, vocab_size, config.mixture_weights, options=config.read_options)
     name = config.tokenizer or SEED_TOKENIZER
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # no network, no such folder, or no tokenizer in it
         raise TrainingError(f"tokenizer {name!r} cannot be opened: {job_process.explain_error(error)}") from error
+    if start_token(tokenizer) is None:
+        tokenizer.add_special_tokens({"eos_token": END_OF_TEXT})
+    return tokenizer
 
 
 def autocast_dtype(precision: str, device_type: str) -> torch.dtype | None:
@@ -80,19 +87,6 @@ def autocast_dtype(precision: str, device_type: str) -> torch.dtype | None:
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
         return torch.bfloat16 if fast_in_bf16(torch.device(device_type)) else None
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-
-
-def resume_point(config: TrainConfig, resume: bool) -> Path | None:
-    """The checkpoint that a run resumes from, None for a new run.
-
-    Raises TrainingError where there is no checkpoint to resume from, or where a new run's name is taken.
-    """
-    last = saving.latest_checkpoint(config.run) if resume else None
-    if resume and last is None:
-        raise TrainingError(f"run {str(config.run)!r} has no checkpoint to resume from.")
-    if not resume and (config.run / "metrics.jsonl").exists():
-        raise TrainingError(f"run {str(config.run)!r} exists; resume it or choose another name.")
-    return last
 
 
 def train(config: TrainConfig, resume: bool = False, stopped=lambda: False) -> Iterator[TrainStep]:
@@ -119,15 +113,17 @@ class Trainer:
         for layer in self.model.model.layers:
             layer.dropout.p = config.dropout
         self.model.to(group.device).train()
-        self.initial_probe = None if checkpoint or not config.probe else probe(self.model, self.tokenizer, config.probe)
+        options = replace(config.read_options, render_chat=document_renderer(self.tokenizer))
+        self.texts = validation_texts(config, options)
+        probed = config.probe, self.texts
+        self.initial_routing = {} if checkpoint else routing_records(self.model, self.tokenizer, *probed)
         self.forward = group.wrap(self.model, config.shard)
         self.routers = [module for module in self.model.modules() if isinstance(module, DeepseekV3TopkRouter)]
-        groups = parameter_groups(self.model, config.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=True)
+        groups = parameter_groups(self.model, config.weight_decay, config.optimizer == "muon")
+        self.optimizer = MuonAdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=True)
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=self.autocast_dtype == torch.float16)
         sampling = config.max_seq_len, config.seed, config.mixture_weights
-        self.data = PackedDataLoader(config.data, self.tokenizer, *sampling, skip_held_out=not config.eval_data)
-        self.texts = validation_texts(config)
+        self.data = PackedDataLoader(config.data, self.tokenizer, *sampling, config.holds_out, options)
         self.step = self.tokens = self.metrics_bytes = 0
         if checkpoint:
             self.load(checkpoint)
@@ -138,14 +134,13 @@ class Trainer:
         self.group.any(False)  # no process writes before all have read
         if self.group.is_main:
             folder.mkdir(parents=True, exist_ok=True)
-            if self.checkpoint:
-                os.truncate(folder / "metrics.jsonl", self.metrics_bytes)
-            else:
-                job_process.write_json(folder / "config.json", json.dumps(asdict(self.config), indent=1))
+            if job_process.read_text(folder / "config.json") != (text := json.dumps(asdict(self.config), indent=1)):
+                job_process.write_json(folder / "config.json", text)
+            cut(folder / "metrics.jsonl", self.metrics_bytes)
         metrics_file = folder / "metrics.jsonl" if self.group.is_main else os.devnull
         with contextlib.closing(self.data), open(metrics_file, "a") as metrics:
-            if self.initial_probe:
-                print(json.dumps({"step": 0, "probe": self.initial_probe}), file=metrics)
+            for name, values in self.initial_routing.items():
+                print(json.dumps({"step": 0, name: values}), file=metrics)
             self.timestamp = time.perf_counter()
             while self.step < self.config.max_steps:
                 record = self.train_step()
@@ -171,32 +166,51 @@ class Trainer:
         step_tokens = config.gradient_accumulation_steps * config.batch_size * config.max_seq_len
         self.tokens += step_tokens
         now = time.perf_counter()
-        tokens_per_second, self.timestamp = round(step_tokens / (now - self.timestamp), 1), now
+        tokens_per_second, self.timestamp = float(f"{step_tokens / (now - self.timestamp):.5g}"), now
         load = load_statistics(counts_LE)
         return TrainStep(self.step, lm_loss, balancing_loss, lr, grad_norm, self.tokens, tokens_per_second, **load)
 
     def forward_backward(self) -> tuple[float, float, torch.Tensor]:
         """Accumulates the gradients of a step; returns (lm loss, balancing loss, tokens per expert (L, E)), of all processes."""
         config, group, dtype = self.config, self.group, self.autocast_dtype
+        num_passes = config.gradient_accumulation_steps
         lm_loss = balancing_loss = 0.0
         shape_LE = len(self.routers), self.model.config.n_routed_experts
         counts_LE = torch.zeros(shape_LE, dtype=torch.int64, device=group.device)
-        for _ in range(config.gradient_accumulation_steps):
-            batch_BS = torch.stack([next(self.data) for _ in range(config.batch_size)])
-            ids_BS = batch_BS.chunk(group.size)[group.rank].to(group.device)  # the rows of this process
+        batches = [torch.stack([next(self.data) for _ in range(config.batch_size)]) for _ in range(num_passes)]
+        batches = [batch_BS.chunk(group.size)[group.rank].to(group.device) for batch_BS in batches]
+        probs_LE = self.router_probs(batches) if self.routers and num_passes > 1 and config.balance_weight else None
+        for ids_BS in batches:
+            all_reduce_mean = group.mean if probs_LE is None else with_values(probs_LE)
             with torch.autocast(group.device.type, dtype, enabled=dtype is not None):
                 output = self.forward(ids_BS, labels=ids_BS)
                 balancing = output.lm_loss.new_zeros(())
                 if self.routers:
-                    balancing = load_balancing.load_balancing_loss(output.router_logits, all_reduce_mean=group.mean)
+                    balancing = load_balancing.load_balancing_loss(
+                        output.router_logits, all_reduce_mean=all_reduce_mean
+                    )
             loss = output.lm_loss + config.balance_weight * balancing
-            self.scaler.scale(loss / config.gradient_accumulation_steps).backward()
-            lm_loss += output.lm_loss.item() / config.gradient_accumulation_steps
-            balancing_loss += balancing.item() / config.gradient_accumulation_steps
+            self.scaler.scale(loss / num_passes).backward()
+            lm_loss += output.lm_loss.item() / num_passes
+            balancing_loss += balancing.item() / num_passes
             for counts_E, indices in zip(counts_LE, output.router_indices):
                 counts_E += load_balancing.tokens_per_expert(indices, len(counts_E))
         lm_loss = group.mean(torch.tensor(lm_loss, dtype=torch.float64, device=group.device)).item()
         return lm_loss, balancing_loss, group.sum(counts_LE)
+
+    @torch.no_grad()
+    def router_probs(self, batches: list[torch.Tensor]) -> torch.Tensor:
+        """P of each router, (layers, experts), over all forward passes of a step and all processes.
+
+        The gradient of the balancing loss of the first pass depends on it, so that it takes a forward pass of its own.
+        """
+        dtype, probs_LE = self.autocast_dtype, 0
+        with torch.random.fork_rng():  # the same dropout again in the passes with gradients
+            for ids_BS in batches:
+                with torch.autocast(self.group.device.type, dtype, enabled=dtype is not None):
+                    logits = self.forward(ids_BS, output_router_logits=True, logits_to_keep=1).router_logits
+                probs_LE = probs_LE + torch.stack([load_balancing.mean_router_probs(logits_TE) for logits_TE in logits])
+        return self.group.mean(probs_LE / len(batches))
 
     def optimizer_step(self, loss: float) -> tuple[float, float]:
         """Clips the gradients and moves the weights; returns (learning rate, gradient norm before clipping).
@@ -246,16 +260,19 @@ class Trainer:
         if draw_samples:
             record.samples = sample(model, self.tokenizer, config.seed)
             print(json.dumps({"step": self.step, "samples": record.samples}), file=metrics)
-        if config.probe and self.due(config.save_every):
-            experts = probe(model, self.tokenizer, config.probe)
-            print(json.dumps({"step": self.step, "probe": experts}), file=metrics)
+        if self.due(config.save_every):  # not after a stop: a resumed run must record what one without a stop does
+            for name, values in routing_records(model, self.tokenizer, config.probe, self.texts).items():
+                print(json.dumps({"step": self.step, name: values}), file=metrics)
         if save:
             metrics.flush()
             os.fsync(metrics.fileno())
-            record.checkpoint = str(self.save(model, tensors, metrics.tell()))
+            record.checkpoint = str(self.save(model, tensors, metrics.tell(), record.validation))
 
-    def save(self, model, tensors: dict[str, torch.Tensor], metrics_bytes: int) -> Path:
-        """Saves a checkpoint: model and tokenizer, and in training.json and training_state.bin what `load` needs."""
+    def save(self, model, tensors: dict[str, torch.Tensor], metrics_bytes: int, validation: dict | None) -> Path:
+        """Saves a checkpoint: model and tokenizer, and in training.json and training_state.bin what `load` needs.
+
+        `validation` is what this step's gave, None without one: such a checkpoint is never the best.
+        """
 
         def write(folder: Path) -> None:
             model.save_pretrained(folder)
@@ -266,7 +283,8 @@ class Trainer:
             state |= dict(scaler=self.scaler.state_dict(), data=data)
             (folder / "training.json").write_text(json.dumps(state))
 
-        return saving.save_checkpoint(self.config.run, self.step, write, self.config.keep_last)
+        result = {**validation, "texts": texts_id(self.texts)} if validation else None
+        return saving.save_checkpoint(self.config.run, self.step, write, self.config.keep_last, result)
 
     def load(self, folder: Path) -> None:
         """Restores what `save` stored beside the model. Raises DataError where the training data has changed."""
@@ -278,6 +296,12 @@ class Trainer:
         self.step, self.tokens, self.metrics_bytes = state["step"], state["tokens"], state["metrics_bytes"]
 
 
+def with_values(values_LE: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function that returns each layer's row in turn, with the gradient of the tensor that it gets in its place."""
+    rows = iter(values_LE)
+    return lambda tensor_E: next(rows) + (tensor_E - tensor_E.detach())
+
+
 def find_non_finite(model) -> str | None:
     """Names the tensor, weight or gradient, in which NaN or infinity began; None where all are finite.
 
@@ -287,15 +311,6 @@ def find_non_finite(model) -> str | None:
     gradients = [(f"gradient of {name}", p.grad) for name, p in model.named_parameters() if p.grad is not None]
     tensors = weights + gradients[::-1]
     return next((name for name, tensor in tensors if not distributed.full_tensor(tensor).isfinite().all()), None)
-
-
-def parameter_groups(model, weight_decay: float) -> list[dict]:
-    """AdamW groups: matrices decay; vectors (norms and biases) do not."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
 
 
 def state_tensors(optimizer) -> dict[str, torch.Tensor]:

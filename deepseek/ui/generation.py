@@ -2,33 +2,53 @@
 
 import random
 import time
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import zip_longest
+from math import inf
 
-from deepseek.inference.engine import TokenTrace
+from deepseek.data.chat import is_chat, rendered
+from deepseek.data.tokenizer import encode_prompt
 from deepseek.inference.sampling import SamplingParams
-from deepseek.interpret.trace import routers
-from deepseek.model.config import num_experts
+from deepseek.inference.token_trace import TokenTrace
+from deepseek.interpret.interventions import Intervention
+from deepseek.interpret.model_parts import decoder_layers
+from deepseek.interpret.moe_layers import moe_layers
+from deepseek.interpret.trace import context_length
 from deepseek.ui.components.token_strip import generated_line, head_line, mark_line
 from deepseek.ui.errors import user_error, user_errors
 from deepseek.ui.server import model_registry
 
-EXAMPLES = [
-    "Once upon a time",
-    "In the depths of space",
-    "Music Festivals Across America",
-    "The most interesting scientific discovery",
-    "When I think about consciousness",
-    "Neutrino Masses and Oscillations",
-]
+EXAMPLES = {  # the demo, which learned from stories, continues the first ones well
+    "try": ["Once upon a time", "The little fox", "One day, a boy named Tom", "The old dog and the small cat"],
+    "beyond the demo's training": [
+        "In the depths of space",
+        "Music Festivals Across America",
+        "The most interesting scientific discovery",
+        "When I think about consciousness",
+        "Neutrino Masses and Oscillations",
+    ],
+}
 REDRAW_S = 0.15  # between two updates of a page; more of them slow down decoding and keep the browser busy
 MAX_UPDATES_PER_S = 30  # of all pages together
 DEADLINE_S = 120  # for one sample
-# gradio's queues: of forward passes over a whole text, of streamed samples, and of events that need no model.
+# gradio's queues: of forward passes over a whole text, of models being downloaded and opened, which nobody else waits for,
+# of streamed samples, and of events that need no model. Every event has one: the page shows no other event's refusal.
 MODEL_QUEUE = dict(concurrency_id="model", concurrency_limit=model_registry.NUM_WORKERS)
+OPENING_QUEUE = dict(concurrency_id="opening", concurrency_limit=16)
 GENERATION_QUEUE = dict(concurrency_id="texts", concurrency_limit=64)
-UNQUEUED = dict(api_visibility="private", queue=False)
+QUICK_QUEUE = dict(concurrency_id="quick", concurrency_limit=None, api_visibility="private", show_progress="hidden")
+
+
+Branch = tuple[tuple[int, int], ...]  # the forced tokens of a text, (position, id), ascending; () is the first text
+
+
+def add_branch(branches: dict, branch: Branch, generation=None) -> None:
+    """Adds a branch and those that it branched off, in a tree that `sorted` lists from the first text on."""
+    for length in range(len(branch)):
+        branches.setdefault(branch[:length])
+    branches[branch] = generation or branches.get(branch)
 
 
 class Generation:
@@ -37,20 +57,61 @@ class Generation:
     Not a dataclass: gradio would turn a dataclass in a State into a dictionary at every update.
     """
 
-    def __init__(self, prompt: str, params: SamplingParams, forced_tokens: dict[int, int] | None = None, parent=None):
-        self.prompt, self.params = prompt, params
+    def __init__(
+        self,
+        prompt: str,
+        params: SamplingParams,
+        forced_tokens: dict[int, int] | None = None,
+        branches: dict | None = None,
+        interventions: Iterable[Intervention] = (),
+        messages: Sequence[dict] = (),
+    ):
+        self.prompt, self.params, self.interventions = prompt, params, list(interventions)
+        self.messages = list(messages)  # of a chat, of which `prompt` is the rendered text
         self.forced_tokens = forced_tokens or {}  # position in the output -> token id
-        self.parent = parent  # the Generation that this one branched off
+        # Every text of this prompt and seed that was tried, by its `branch`; None for one that is not sampled yet.
+        self.branches: dict[Branch, Generation | None] = {} if branches is None else branches
         self.selected = max(self.forced_tokens, default=0)  # position of the token whose details the page shows
+        self.select_order = 0  # of the page's event that selected it
+        self.prompt_ids: list[int] = []
         self.tokens: list[TokenTrace] = []
         self.lines: list[str] = []  # of the token strip
         self.seconds = self.time_to_first_token_s = 0.0
         self.timed_out = False
         self.checkpoint = ""  # path of the model
 
+    def add(self, token: TokenTrace, seconds: float) -> None:
+        """Appends a token that came `seconds` after the start."""
+        if not self.tokens:
+            add_branch(self.branches, self.branch, self)
+        self.tokens.append(token)
+        self.lines.append(generated_line(token))
+        self.seconds = seconds
+        self.time_to_first_token_s = self.time_to_first_token_s or seconds
+        self.timed_out = seconds > DEADLINE_S
+
+    @property
+    def branch(self) -> "Branch":
+        """What tells this text from others of its prompt, settings and seed."""
+        return tuple(sorted(self.forced_tokens.items()))
+
+    @property
+    def request(self) -> str | list[dict]:
+        """What it was sampled from, as `generate` takes it: the messages of a chat, else the prompt."""
+        return self.messages or self.prompt
+
+    @property
+    def output(self) -> str:
+        return "".join(token.text for token in self.tokens)
+
     @property
     def text(self) -> str:
-        return self.prompt + "".join(token.text for token in self.tokens)
+        return self.prompt + self.output
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Of prompt and output, as sampled. Reading `text` anew may give others."""
+        return (*self.prompt_ids, *(token.id for token in self.tokens))
 
     @property
     def finish_reason(self) -> str | None:
@@ -69,6 +130,8 @@ class Generation:
             parts.insert(1, f"{(len(self.tokens) - 1) / decode_s:.0f} tokens/s")
         if self.forced_tokens:
             parts.append("branched at token " + ", ".join(str(position + 1) for position in sorted(self.forced_tokens)))
+        if self.interventions:
+            parts.append("under " + ", ".join(map(str, self.interventions)))
         if self.timed_out:
             parts.append(f"stopped after {DEADLINE_S} seconds")
         elif self.finish_reason:
@@ -76,34 +139,58 @@ class Generation:
         return " · ".join(parts)
 
 
-def generate(model, tokenizer, prompt: str, params: SamplingParams, forced_tokens=None, parent=None, interventions=()):
-    """Yields the growing Generation at its first token, then at most every REDRAW_S seconds, and at its end.
+def generate(model, tokenizer, prompt, params: SamplingParams, forced_tokens=None, branches=None, **options):
+    """`generate_batch` of one Generation, which it yields alone."""
+    with closing(generate_batch(model, tokenizer, prompt, [params], forced_tokens, branches, **options)) as updates:
+        for (generation,) in updates:
+            yield generation
 
-    Raises gr.Error.
+
+def generate_batch(
+    model,
+    tokenizer,
+    prompt: str | list[dict],
+    batch: list[SamplingParams],
+    forced_tokens=None,
+    branches=None,
+    interventions=(),
+    is_over: Callable[[], bool] = lambda: False,
+):
+    """Yields the growing Generations of a prompt, text or the messages of a chat, one for each of the settings in `batch`: at
+    their first token, then at most every REDRAW_S seconds, and at their end.
+
+    They end early once `is_over()`. Raises gr.Error.
     """
-    if not isinstance(prompt, str):
+    if not isinstance(prompt, str) and not is_chat(prompt):
         raise user_error(ValueError(f"prompt is {prompt!r:.60}; it must be text."))
-    if params.seed is None:
-        params = replace(params, seed=random.randrange(2**31))
-    generation = Generation(prompt, params, forced_tokens, parent)
-    generation.checkpoint = model.name_or_path
-    generation.lines.append(head_line(sorted(routers(model)), num_experts(model.config), prompt))
-    start, last_update = time.monotonic(), 0.0
-    tokens = model_registry.stream(model, tokenizer, prompt, params, generation.forced_tokens, interventions)
-    with user_errors(), closing(tokens):
-        for token in tokens:
-            generation.tokens.append(token)
-            generation.lines.append(generated_line(token))
-            now = time.monotonic()
-            generation.seconds = now - start
-            generation.time_to_first_token_s = generation.time_to_first_token_s or generation.seconds
-            generation.timed_out = generation.seconds > DEADLINE_S
-            if generation.finish_reason:
+    seeded = [p if p.seed is not None else replace(p, seed=random.randrange(2**31)) for p in batch]
+    messages = prompt if is_chat(prompt) else ()
+    start, last_update = time.monotonic(), -inf
+    with user_errors():
+        prompt = rendered(tokenizer, prompt)
+        prompt_ids = encode_prompt(tokenizer, prompt, context_length(model), add_special_tokens=not messages)
+    options = forced_tokens, branches, interventions, messages
+    generations = [Generation(prompt, params, *options) for params in seeded]
+    layers, depth = moe_layers(model), len(decoder_layers(model))
+    experts = max((layer.num_experts for layer in layers.values()), default=0)
+    head = head_line(layers, experts, prompt, prompt_ids, depth)
+    for generation in generations:
+        generation.checkpoint, generation.prompt_ids = model.name_or_path, prompt_ids
+        generation.lines.append(head)
+    forced_tokens = generations[0].forced_tokens
+    steps = model_registry.stream_batch(model, tokenizer, prompt_ids, seeded, forced_tokens, interventions)
+    with user_errors(), closing(steps):
+        for tokens in steps:
+            seconds = time.monotonic() - start
+            for generation, token in zip(generations, tokens):
+                if token:
+                    generation.add(token, seconds)
+            if is_over() or all(generation.finish_reason for generation in generations):
                 break
-            if now - last_update > max(REDRAW_S, model_registry.num_active_requests() / MAX_UPDATES_PER_S):
-                last_update = now
-                yield generation
-    yield generation
+            if seconds - last_update > max(REDRAW_S, model_registry.num_active_requests() / MAX_UPDATES_PER_S):
+                last_update = seconds
+                yield generations
+    yield generations
 
 
 def first_difference(a: Generation, b: Generation) -> int | None:

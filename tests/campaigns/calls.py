@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -23,6 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from running import app_in
 
+from deepseek.inference.sampling import SamplingParams
 from deepseek.training import runs
 
 TIMEOUT_S = 60  # after it a call counts as a hang
@@ -35,28 +37,62 @@ NO_TEXT = [5, 0.5, True, ["x"], {"a": "x"}, NAN, {"path": "/etc/passwd", "meta":
 # (valid values, invalid values) of an argument.
 NUMBER = lambda *valid: (valid, NUMBERS)  # noqa: E731
 BOOL = ((True, False), [None, 0, 1, "true", [], {}, NAN])
+OFF = ((False, True), BOOL[1])  # off unless given
 SETTINGS = {
+    "seed": ([-1, 0, 2**40, None], NUMBERS[1:]),
     "temperature": NUMBER(0, 0.5, 1, 2.0), "dynamic_temperature": BOOL, "temperature_min": NUMBER(0.5, 0.1),
     "temperature_max": NUMBER(1.5, 2), "temperature_exponent": NUMBER(1, 0.5), "top_k": NUMBER(0, 1, 40, 3.0),
     "top_p": NUMBER(1, 0.5), "min_p": NUMBER(0, 0.1), "repetition_penalty": NUMBER(1, 1.3),
     "presence_penalty": NUMBER(0, -1), "frequency_penalty": NUMBER(0, 0.5), "no_repeat_ngram_size": NUMBER(0, 2),
-    "order": (("transformers", "llama.cpp"), ["", "x", *NO_TEXT]), "repetition_scope": (("all", "output"), ["", *NO_TEXT]),
+    "order": (("transformers", "llama.cpp", "top_k;temp"), ["", "x", "top-k,top-k", *NO_TEXT]),
+    "repetition_scope": (("all", "output"), ["", *NO_TEXT]),
     "penalty_scope": (("all", "output"), ["x", *NO_TEXT]), "max_new_tokens": NUMBER(1, 2, 3),
     "stop": ([["."], [], "x", ["a", "b"]], [5, None, [5], [""], ["x" * 999], ["x"] * 99, {}, [["x"]]]),
+    "typical_p": NUMBER(1, 0.5), "top_n_sigma": NUMBER(0, 1.5), "epsilon_cutoff": NUMBER(0, 0.001),
+    "eta_cutoff": NUMBER(0, 0.002), "xtc_probability": NUMBER(0, 1), "xtc_threshold": NUMBER(0.1, 0.5),
+    "dry_multiplier": NUMBER(0, 0.8), "dry_base": NUMBER(1.75, 1), "dry_allowed_length": NUMBER(2, 1),
+    "dry_sequence_breakers": ([["\n"], [], "ab"], [5, None, [5], [""], ["x" * 41], {}]), "mirostat_tau": NUMBER(0, 5),
+    "mirostat_eta": NUMBER(0.1, 1), "adaptive_target": NUMBER(-1, 0, 0.5), "adaptive_decay": NUMBER(0.9, 0),
+    "logit_bias": ([{}, {"5": 1.5, " fox": -100}, [[5, 1]], ["a=1"]], [5, None, ["a"], {"5": NAN}, [[5]], {"99999999": 1}]),
+    "banned_tokens": ([[], ["fox", "5"], "x"], [5, None, [5], [""], ["99999999"], {}]), "min_new_tokens": NUMBER(0, 2),
+    "regex": (["", "[a-z ]+", "(a|b)*a(a|b){30}"], ["(", "a{9999}", r"\1", "x" * 2001, None, [], *NO_TEXT]),
+    "choice": ([[]], [5, None, [5], [""]]), "json_schema": ([""], ["{", "5", 5, None, [], NAN]),
 }  # fmt: skip
 PROMPT = (TEXTS[:-1], ["", " ", "x" * 10**6, "word " * 3000, None, [], *NO_TEXT])
 NAME = (["", "nobody", "run"], [*NO_TEXT, None, [], {}])
+INTERVENTIONS = (
+    [[], [{"expert": 1, "action": "off"}], ["promote 1 0.5"]],
+    [[5], [{"expert": 99, "action": "off"}], ["x"]],
+)
 ARGUMENTS = {
-    "generate": {"prompt": PROMPT, **SETTINGS, "seed": ([-1, 0, 2**40, None], NUMBERS[1:]), "traces": BOOL,
-                 "interventions": ([[], [{"expert": 1, "action": "off"}]], [[5], [{"expert": 99, "action": "off"}]])},
+    "generate": {"prompt": PROMPT, **{field.name: SETTINGS[field.name] for field in fields(SamplingParams)}, "traces": BOOL,
+                 "interventions": INTERVENTIONS, "messages": ([[]], [5, "x", [5], {"a": 1}, [{"role": "me", "content": "a"}]]),
+                 "chat": BOOL},
     "trace": {"text": PROMPT, "attention_layer": ([-1, 0, 3, 2.0], [*NUMBERS, 99, -2, 0.5]),
-              "other": (["", "a b"], NO_TEXT), "losses": BOOL},
+              "other": (["", "a b"], NO_TEXT), "losses": OFF, "ids": ([[]], [[-1], [10**6], [[1]], 5, "x", [0.5]]),
+              "walk": ([-1, 0, 1.0], [*NUMBERS, 10**6, -2, 0.5]), "interventions": INTERVENTIONS, "importances": OFF},
+    "steer": {
+        "texts_a": ([["a b.", "c d.", "e f.", "g h."]], [[], ["a b"], [5], "x", None, {}, NAN]),
+        "texts_b": ([["1 2", "3 4", "5 6", "7 8"]], [[], ["a b"], [None], 5, None]),
+        "count": ([1, 6], [0, -1, 0.5, *NUMBERS]),
+        "strength": ([-1, 0, 0.5, 1.0], [2, -2, *NUMBERS]),
+    },
     "compare": {
         "prompt": PROMPT,
         "a": ([{"max_new_tokens": 2}], [None, 5, "x", [], {"nope": 1}, {"max_new_tokens": NAN}, {"stop": 3}, *NO_TEXT[-1:]]),
         "b": ([{"max_new_tokens": 2, "temperature": 0}], [{"seed": 1, "top_p": 9}, {"": 1}, {"order": {}}, ["temperature"]]),
         "seed": NUMBER(0, 3),
     },
+    "sweep": {
+        "prompt": PROMPT,
+        "setting": (["temperature", "top_k", "seed"], ["", "nope", "order", "stop", *NO_TEXT]),
+        "values": ([[1, 2], [3.0, 1], [1, 2, 3]],
+                   [None, 5, "x", [], [1], [1, 1], [1, None], [1] * 9, [NAN, 1], ["a", "b"], [{}, 1]]),
+        "settings": ([{"max_new_tokens": 2}], [None, 5, [], {"nope": 1}, {"max_new_tokens": NAN}, *NO_TEXT[-1:]]),
+        "seed": NUMBER(0, 3),
+    },
+    "specialization": {"texts": ([{}, {"a": "a fox"}], [5, "x", [1], {"a": 5}, {"": "x"}, {"a": ""}]),
+                       "layer": ([-1, 3, 2.0], [*NUMBERS, 99, 0.5])},
     "train_start": {
         "name": (["", "mine"], ["../up", "a/b", ".x", "x\0y", "x" * 5000, *NO_TEXT, None, [], {}]),
         "preset": (["tiny"], ["", "huge", None, [], *NO_TEXT]),
@@ -72,9 +108,19 @@ ARGUMENTS = {
 FAULTS = dict(none=20, value=48, unknown=8, arity=8, body=8, size=1, endpoint=4, fields=3)
 REQUIRED = {"prompt", "text"}
 BASE = {"generate": {"max_new_tokens": 2}, "compare": {"a": {"max_new_tokens": 2}, "b": {"max_new_tokens": 2}},
+        "sweep": {"settings": {"max_new_tokens": 2}},
+        "steer": {"texts_a": ["a b.", "c d.", "e f.", "g h."], "texts_b": ["1 2", "3 4", "5 6", "7 8"]},
         "train_start": {"max_steps": 1, "preset": "tiny", "max_seq_len": 16, "batch_size": 1}}  # fmt: skip
 # What a refusal may call an argument.
-SYNONYMS = {"name": "name|run", "interventions": "interventions|expert", "endpoint": "endpoint|path"}
+SYNONYMS = {
+    "values": "values|temperature|top_k|seed",
+    "name": "name|run",
+    "interventions": "interventions?|expert",
+    "texts_a": "texts_a|list A",
+    "texts_b": "texts_b|list B",
+    "messages": "messages?|role|prompt",
+    "endpoint": "endpoint|path",
+}
 BODIES = [
     b"", b"{", b"nonsense", b"[]", b"null", b"5", b'"x"', b"NaN", b"\xff\xfe", b"[" * 5000, b'{"a":' * 900 + b"1" + b"}" * 900,
 ]  # fmt: skip
@@ -89,6 +135,8 @@ def random_call(rng: random.Random) -> tuple[str, str, object, str | None]:
         wrong = "value"  # few valid ones: a run keeps the machine busy for a while
     names = [name for name in arguments if rng.random() < 0.3 or name in REQUIRED]
     values = {**BASE.get(endpoint, {}), **{name: rng.choice(arguments[name][0]) for name in names}}
+    if values.get("losses") or values.get("importances"):
+        values.pop("interventions", None)  # which are measured without any
     field = None
     if wrong == "value":
         field = rng.choice([name for name, (_, invalid) in arguments.items() if invalid])
@@ -168,7 +216,7 @@ def fault(endpoint: str, field: str | None, answered: bool, answer) -> str:
         return "an invalid call was answered" if field else "" if answer else "an empty answer"
     if not answer:
         return "an empty error"
-    if not isinstance(answer, str) or "\n" in answer or len(answer) > 600 or not answer.endswith("."):
+    if not isinstance(answer, str) or "\n" in answer or len(answer) > 1200 or not answer.endswith("."):
         return "a refusal that is not one sentence"
     if field is None:  # of a training call: whether a run is in progress decides
         return "" if endpoint.startswith("train") else "a valid call was refused"

@@ -2,7 +2,8 @@
 
 `python tests/campaigns/crashpoints.py` tries all of them, `--every 5` each fifth. A child process that saves a real
 checkpoint is stopped at its system calls. After each, the newest complete checkpoint must be the previous or the new
-one, the next save must work, and nothing else may be left. Prints the counts as one JSON line; the last must be 0.
+one, the best must be complete, the next save must work, and nothing else may be left. Prints the counts as one JSON line; the
+last must be 0.
 """
 
 import argparse
@@ -24,12 +25,12 @@ from tracing import WRITES, target, traced
 
 from deepseek.checkpoints import loading, saving
 
-FIRST, SECOND, THIRD = 2, 4, 6  # steps
+BEST, FIRST, SECOND, THIRD = 1, 2, 4, 6  # steps, with as high validation losses
 COUNT_NAMES = {"kill": "kills", "torn": "torn_writes", "full": "full_disks"}
 
 
 def saver(folder: Path):
-    """(a function that saves what a real checkpoint of a run contains, the folder of a run with one checkpoint)."""
+    """(a function that saves what a real checkpoint of a run contains, the folder of a run with its best and its newest)."""
     config = small_config(folder, name="origin", max_steps=FIRST, save_every=FIRST)
     assert wait_for_exit(fork_training(config)) == 0
     last = saving.latest_checkpoint(config.run)
@@ -42,7 +43,13 @@ def saver(folder: Path):
         save_file(tensors, target / "training_state.bin")
         (target / "training.json").write_text(state)
 
-    return lambda run, step: saving.save_checkpoint(run, step, write, keep_last=1), config.run
+    def save(run: Path, step: int) -> None:
+        saving.save_checkpoint(run, step, write, keep_last=1, validation={"val_loss": float(step), "texts": "the same"})
+
+    shutil.rmtree(last)
+    for step in (BEST, FIRST):
+        save(config.run, step)
+    return save, config.run
 
 
 def campaign(every: int, folder: Path) -> dict:
@@ -56,7 +63,7 @@ def campaign(every: int, folder: Path) -> dict:
         return traced(lambda: save(run, SECOND), at_call)
 
     assert attempt(lambda pid, name, count: calls.append((name, target(pid, name)))) == 0
-    first, second, third = (run / f"step-{step:06d}" for step in (FIRST, SECOND, THIRD))
+    best, first, second, third = (run / f"step-{step:06d}" for step in (BEST, FIRST, SECOND, THIRD))
     assert saving.latest_checkpoint(run) == second
     bad = out_of_order(calls, run)
     counts = dict(calls=dict(collections.Counter(name for name, _ in calls)))
@@ -69,13 +76,15 @@ def campaign(every: int, folder: Path) -> dict:
             counts["previous_used"] += newest == first
             if newest not in (first, second):
                 bad.append((point, answer, "no checkpoint"))
+            if saving.best_of(saving.list_checkpoints(run)) != best or not saving.is_complete(best):
+                bad.append((point, answer, "the best checkpoint is lost"))
             if code != (10 if answer == "full" else -9):
                 bad.append((point, answer, f"exit {code}"))
             if answer == "full" and (run / saving.STAGING).exists():
                 bad.append((point, answer, "leftovers on a full disk"))
             if wait_for_exit(fork(lambda: save(run, THIRD))) or saving.latest_checkpoint(run) != third:
                 bad.append((point, answer, "the next save fails"))
-            expected = {path.name for path in origin.iterdir() if path.is_file()} | {third.name}
+            expected = {path.name for path in origin.iterdir() if path.is_file()} | {best.name, third.name}
             if leftovers := {path.name for path in run.iterdir()} - expected:
                 bad.append((point, answer, f"left: {sorted(leftovers)}"))
     return {**counts, "bad": bad}

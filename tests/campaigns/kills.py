@@ -1,7 +1,7 @@
 """`kill -9` at random moments of a run, some of them while it saves: `python tests/campaigns/kills.py --kills 200`.
 
 Each run is killed, resumed and killed again until it reaches its last step; then it must equal, byte for byte, the run
-that nothing interrupted. No checkpoint that a run reported may be lost. Prints the counts as one JSON line.
+that nothing interrupted. No checkpoint that a run reported may be lost, nor the best one. Prints the counts as one JSON line.
 """
 
 import argparse
@@ -22,13 +22,16 @@ from deepseek.training import runs
 
 
 def campaign(kills: int, seed: int, folder: Path, max_steps: int = 40, save_every: int = 4) -> dict:
-    """The counts over `kills` kills; all but the first four must be 0."""
-    rng, settings = random.Random(seed), dict(max_steps=max_steps, save_every=save_every)
+    """The counts over `kills` kills; all but the first five must be 0."""
+    rng, settings = random.Random(seed), dict(max_steps=max_steps, save_every=save_every, keep_last=1)
+    # A learning rate at which the validation loss rises again, so that the best checkpoint is not the newest.
+    settings |= dict(lr=0.02, eval_every=save_every, eval_documents=2, eval_data=[str(folder / "stories.txt")])
     uninterrupted, start = small_config(folder, name="uninterrupted", **settings), time.monotonic()
     assert wait_for_exit(fork_training(uninterrupted)) == 0
-    seconds, expected = time.monotonic() - start, reproducible_content(uninterrupted)
+    seconds, expected = time.monotonic() - start, (reproducible_content(uninterrupted), names(uninterrupted))
     counts = dict(kills=0, while_saving=0, before_the_first_checkpoint=0, runs=0)
-    counts |= dict(lost_checkpoints=0, wrong_states=0, different=0)
+    counts |= dict(best_is_not_the_newest=len(expected[1]) - 1)
+    counts |= dict(lost_checkpoints=0, lost_best=0, wrong_states=0, different=0)
     while counts["kills"] < kills:
         config = small_config(folder, name=f"run-{counts['runs']}", **settings)
         leftover = staging(config)
@@ -37,18 +40,37 @@ def campaign(kills: int, seed: int, folder: Path, max_steps: int = 40, save_ever
             counts["kills"] += 1
             counts["while_saving"] += staging(config) not in (None, leftover)
             counts["lost_checkpoints"] += (int(last.name[5:]) if last else 0) < reported_step(config)
+            counts["lost_best"] += best_step(config, last) not in (None, best_saved(config))
             at_the_end = last and last.name.endswith(f"{max_steps}")  # it may have recorded its end before the kill
             counts["wrong_states"] += state(config) not in (("killed", "finished") if at_the_end else ("killed",))
             leftover = staging(config)
             if last is None:
                 counts["before_the_first_checkpoint"] += 1
-                (config.run / "metrics.jsonl").unlink(missing_ok=True)  # starts again under the same name
         if state(config) == "killed":
             assert wait_for_exit(start_or_resume(config)) == 0
         counts["runs"] += 1
         counts["wrong_states"] += state(config) != "finished"
-        counts["different"] += reproducible_content(config) != expected
+        counts["different"] += (reproducible_content(config), names(config)) != expected
     return counts
+
+
+def names(config) -> list[str]:
+    """The names of a run's checkpoints."""
+    return [path.name for path in saving.list_checkpoints(config.run)]
+
+
+def best_step(config, last: Path | None) -> int | None:
+    """The step of the lowest validation loss in the metrics up to the checkpoint `last`; None where there is none."""
+    lines = runs.metrics(config.run)[0] if last else []
+    losses = {line["step"]: line["val_loss"] for line in lines if "val_loss" in line}
+    losses = {step: loss for step, loss in losses.items() if step <= int(last.name[5:])}
+    return min(losses, key=losses.get, default=None)
+
+
+def best_saved(config) -> int | None:
+    """The step of the best complete checkpoint."""
+    best = runs.best_checkpoint(config.run)
+    return best and int(best.name[5:])
 
 
 def state(config) -> str:

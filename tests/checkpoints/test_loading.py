@@ -2,22 +2,20 @@
 
 import json
 import os
+import re
 import shutil
 import time
-import types
-from fnmatch import fnmatch
 from pathlib import Path
 
 import hostile
 import pytest
 import torch
 import transformers
-from huggingface_hub import constants
-from huggingface_hub.errors import LocalEntryNotFoundError, NotASafetensorsRepoError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from small import families, randomized
 
-from deepseek.checkpoints import loading
-from deepseek.checkpoints.loading import CheckpointError, export, fingerprint, free_memory, load
+from deepseek.checkpoints import memory
+from deepseek.checkpoints.loading import CheckpointError, export, fingerprint, load
 from deepseek.data.tokenizer import encode_document
 from deepseek.model.cpu_features import preferred_dtype
 from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM
@@ -63,6 +61,12 @@ def test_load_returns_the_saved_model_and_tokenizer(checkpoint):
     assert len(ids) < len("Once upon a time")
 
 
+def test_a_file_manager_s_files_are_no_weights(checkpoint, folder):
+    (folder / "._model.safetensors").write_bytes(b"\0\5\x16\7" * 40)
+    assert load(folder)[0].num_parameters() == load(checkpoint)[0].num_parameters()
+    assert fingerprint(folder) == fingerprint(checkpoint)
+
+
 def test_dtype_defaults_to_the_machines(checkpoint):
     assert load(checkpoint)[0].dtype == preferred_dtype()
     assert load(checkpoint, torch.bfloat16)[0].dtype == torch.bfloat16
@@ -99,7 +103,7 @@ DAMAGE = {
         lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\0"),
         "config.json that is not JSON",
     ),
-    "unknown model": (edit("config.json", model_type="other"), CANNOT_BE_OPENED),
+    "unknown model": (edit("config.json", model_type="other"), "model of type 'other', which needs code of its own"),
     "unknown rope": (edit("config.json", rope_parameters=dict(rope_type="dynamic", factor=2.0)), CANNOT_BE_OPENED),
     "words for numbers": (edit("config.json", hidden_size="wide"), CANNOT_BE_OPENED),
     "other shapes": (edit("config.json", hidden_size=80), "where its config.json says ["),
@@ -112,8 +116,18 @@ DAMAGE = {
     "missing tensors": (edit("config.json", num_hidden_layers=4), "lacks the tensor 'model.layers.3."),
     "truncated weights": (truncate_weights, CANNOT_BE_OPENED),
     "empty weights": (lambda folder: os.truncate(folder / WEIGHTS, 0), "with a header of 0"),
-    "only a pickle": (lambda folder: (folder / WEIGHTS).rename(folder / "pytorch_model.bin"), "no .safetensors file"),
-    "a pickle and a decoy": (pickle_and_decoy, CANNOT_BE_OPENED),
+    "only a pickle": (
+        lambda folder: (folder / WEIGHTS).rename(folder / "pytorch_model.bin"),
+        "its weights are in 'pytorch_model.bin', a format that is not opened",
+    ),
+    "a pickle and a decoy": (pickle_and_decoy, "has no model*.safetensors file"),
+    "an adapter": (lambda folder: (folder / WEIGHTS).rename(folder / "adapter_model.safetensors"), "has no model*"),
+    "no language model": (
+        edit("config.json", model_type="vit"),
+        "is a model of type 'vit'; it must be one that continues",
+    ),
+    "GPTQ": (edit("config.json", quantization_config=dict(quant_method="gptq", bits=4)), "is quantized by 'gptq'"),
+    "AWQ": (edit("config.json", quantization_config=dict(quant_method="awq", bits=4)), "is quantized by 'awq'"),
     "no folder": (shutil.rmtree, "is neither a folder nor a Hub id"),
 }
 
@@ -178,90 +192,69 @@ def test_the_fingerprint_identifies_the_weights(checkpoint, folder, tmp_path):
 
 
 def test_a_model_larger_than_memory_is_refused_with_both_numbers(checkpoint, monkeypatch):
-    monkeypatch.setattr(loading, "free_memory", lambda: 1000)
+    monkeypatch.setattr(memory, "free_memory", lambda: 1000)
     with pytest.raises(CheckpointError, match=r"needs .* GiB of memory; .* GiB are free"):
         load(checkpoint)
 
 
-def test_free_memory_is_that_of_the_container(tmp_path, monkeypatch):
-    limit, usage = tmp_path / "memory.max", tmp_path / "memory.current"
-    monkeypatch.setattr(loading, "CGROUP_MEMORY_FILES", [(limit, usage)])
-    machine = free_memory()
-    assert machine > 2**27
-    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 300\nactive_file 20\n")
-    limit.write_text("max\n")
-    usage.write_text("1000\n")
-    assert free_memory() == pytest.approx(machine, rel=0.5)
-    limit.write_text("5000\n")
-    assert free_memory() == 5000 - 1000 + 320
+# The Hub
 
 
-# The Hub, whose two functions are replaced
+def test_a_hub_id_opens_with_its_name_and_the_fingerprint_of_its_weights(checkpoint, local_hub):
+    for name in ("org/demo", "org/demo@main", f"org/demo@{local_hub.commit('models/org/demo')}"):
+        model, tokenizer = load(name)
+        assert type(model) is DeepseekV3ForCausalLM and tokenizer is not None
+        assert model.name_or_path == name
+        assert fingerprint(name) == fingerprint(checkpoint)
+    local_hub.requests.clear()
+    assert load("org/demo", local_files_only=True)[0].name_or_path == "org/demo"
+    assert not local_hub.requests
+    assert "is not on this machine; open it first" in refusal("org/other", local_files_only=True)
+    assert fingerprint("org/other") == ""
 
 
-@pytest.fixture
-def hub(checkpoint, monkeypatch):
-    """A Hub whose every model has 1,000 parameters and downloads as `checkpoint`. Returns the list of downloads."""
-    downloads = []
-
-    def download(path, allow_patterns=None, local_files_only=False):
-        if local_files_only:
-            raise LocalEntryNotFoundError("not here")
-        downloads.append((path, allow_patterns))
-        return checkpoint
-
-    set_metadata(monkeypatch, {"F32": 600, "BF16": 400})
-    monkeypatch.setattr(loading, "snapshot_download", download)
-    return downloads
+def test_code_on_the_hub_is_never_downloaded(local_hub):
+    folder = local_hub.root / "models" / "org" / "demo"
+    edit("config.json", auto_map={"AutoConfig": "evil.Config"}, model_type="made_up")(folder)
+    (folder / "evil.py").write_text(hostile.CODE)
+    assert "needs code of its own" in refusal("org/demo")
+    assert not any(path.endswith(".py") for _, path in local_hub.requests)
 
 
-def set_metadata(monkeypatch, answer):
-    """Replaces what the Hub says of a model: parameters by type, or an error."""
-
-    def get_metadata(path):
-        if isinstance(answer, Exception):
-            raise answer
-        return types.SimpleNamespace(parameter_count=answer)
-
-    monkeypatch.setattr(loading, "get_safetensors_metadata", get_metadata)
+# Quantized weights
 
 
-def test_a_hub_id_is_downloaded_and_keeps_its_name(hub):
-    model, tokenizer = load("somebody/model")
-    assert type(model) is DeepseekV3ForCausalLM and tokenizer is not None
-    assert model.name_or_path == "somebody/model"
-    ((path, patterns),) = hub
-    assert path == "somebody/model"
-    names = ["modeling_evil.py", "pytorch_model.bin", "original/model.safetensors", "x.pt", "x.pkl"]
-    names += ["model-00001-of-00002.safetensors", "tokenizer.json"]
-    assert [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)] == names[-2:]
+@pytest.mark.parametrize("family", ["deepseek_v3", "mixtral"])
+def test_fp8_weights_open_in_the_dtype_asked_for_and_can_be_exported(family, tmp_path):
+    """In blocks with a scale each, as DeepSeek publishes them; some tensors of such a checkpoint are bf16."""
+    model = save_fp8(family, tmp_path)
+    for dtype in (torch.float32, torch.bfloat16):
+        opened, _ = load(tmp_path, dtype)
+        kept = {"e_score_correction_bias"} if family == "deepseek_v3" else set()
+        assert {p.dtype for name, p in opened.named_parameters() if name.split(".")[-1] not in kept} == {dtype}
+        assert opened(torch.tensor([[1, 2, 3]])).logits.isfinite().all()
+    weight, expected = (m.get_submodule("model.layers.0.self_attn.o_proj").weight for m in (opened, model))
+    assert (weight.float() - expected).abs().max() < 0.07 * expected.abs().max()
+    export(tmp_path, tmp_path / "bf16")
+    assert load(tmp_path / "bf16")[0].dtype == preferred_dtype()
 
 
-def test_a_hub_id_too_large_for_memory_is_refused_before_any_download(hub, monkeypatch):
-    monkeypatch.setattr(loading, "free_memory", lambda: 3 * 2**30)
-    set_metadata(monkeypatch, {"BF16": 5 * 2**29, "I64": 2**29})
-    assert "needs 6.0 GiB of memory; 3.0 GiB are free" in refusal("somebody/huge", dtype=torch.bfloat16)
-    monkeypatch.setattr(loading, "free_memory", lambda: 2**40)
-    assert "GiB of memory; 1.0 GiB are allowed here" in refusal("somebody/huge", max_bytes=2**30)
-    assert not hub
-
-
-def test_a_hub_id_without_safetensors_is_refused_before_any_download(hub, monkeypatch):
-    set_metadata(monkeypatch, NotASafetensorsRepoError("none"))
-    assert "no .safetensors file" in refusal("somebody/pickles")
-    assert not hub
-
-
-def test_without_a_network_a_cached_download_opens(hub, checkpoint, monkeypatch):
-    set_metadata(monkeypatch, OSError("no route"))
-    assert "not on this machine, and the Hub is out of reach: no route" in refusal("somebody/model")
-    monkeypatch.setattr(loading, "snapshot_download", lambda path, local_files_only: checkpoint)
-    assert load("somebody/model")[0].name_or_path == "somebody/model"
-
-
-def test_offline_mode_is_reported_at_once_by_the_library_itself(tmp_path, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    start = time.monotonic()
-    assert "is not on this machine, and the Hub is out of reach" in refusal("somebody/model")
-    assert time.monotonic() - start < 2
+def save_fp8(family, folder):
+    """Saves a mixture of experts with its large matrices in fp8; returns the model."""
+    config = families()[family]
+    config.hidden_size = config.intermediate_size = config.moe_intermediate_size = 128
+    model = randomized(transformers.AutoModelForCausalLM.from_config(config))
+    model.save_pretrained(folder)
+    tensors = {}
+    for name, tensor in load_file(folder / WEIGHTS).items():
+        if tensor.dim() == 2 and re.search(r"_proj|\.w\d\.", name):
+            blocks = [-(-size // 128) for size in tensor.shape]
+            scale = tensor.abs().max() / 448
+            tensors[f"{name}_scale_inv"] = scale.expand(blocks).contiguous()
+            tensors[name] = (tensor / scale).to(torch.float8_e4m3fn)
+        else:
+            tensors[name] = tensor.bfloat16()
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    fp8 = dict(quant_method="fp8", fmt="e4m3", activation_scheme="dynamic", weight_block_size=[128, 128])
+    edit("config.json", quantization_config=fp8, dtype="bfloat16")(folder)
+    return model

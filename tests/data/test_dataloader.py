@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from itertools import islice
 
 import pandas
@@ -9,9 +10,9 @@ import pytest
 import torch
 from pyarrow.parquet import ParquetFile
 
-from deepseek.data import file_formats
-from deepseek.data.dataloader import HOLD_OUT_EVERY, PackedDataLoader, held_out
-from deepseek.data.file_formats import DataError
+from deepseek.data import dataloader, file_formats, tables
+from deepseek.data.dataloader import PackedDataLoader, held_out
+from deepseek.data.text_lines import DataError
 from deepseek.data.tokenizer import encode_document, train_tokenizer
 
 
@@ -63,7 +64,7 @@ def test_a_seed_gives_the_same_blocks_on_every_machine(write_source):
     tokenizer = train_tokenizer(paths, 290, mixture_weights=[2, 1])
     loader = PackedDataLoader(paths, tokenizer, 16, seed=7, mixture_weights=[2, 1], skip_held_out=True)
     blocks = json.dumps(take(loader, 400).tolist())
-    assert hashlib.sha256(blocks.encode()).hexdigest()[:16] == "ed31049a8503edfa"
+    assert hashlib.sha256(blocks.encode()).hexdigest()[:16] == "d99a07f9a954cb4a"
 
 
 def test_shuffling_moves_blocks_and_loses_none(write_source, byte_tokenizer, monkeypatch):
@@ -86,37 +87,57 @@ def test_sources_are_mixed_by_their_weights_in_tokens(write_source, byte_tokeniz
     assert a / (a + b) == pytest.approx(weights[0] / sum(weights), rel=0.05)
 
 
-def test_held_out_documents_are_left_to_validation(write_source, byte_tokenizer, monkeypatch):
-    monkeypatch.setattr(PackedDataLoader, "BUFFER_BLOCKS", 1)
-    path = write_source("a.txt", numbered(120))
-    validation = list(held_out(path))
-    assert len(validation) == 3
-    text = byte_tokenizer.decode(take(PackedDataLoader([path], byte_tokenizer, 16, skip_held_out=True), 200).flatten())
-    documents = text.split("<|endoftext|>")[1:-1]
-    training = [story for story in numbered(120) if story not in validation]
-    assert documents[: 2 * len(training)] == training * 2
-    assert set(documents) == set(training)
+SHAPES = {  # the documents of a source, and the least of the text that is held out where MIN_HELD_OUT is 50
+    "stories": ([f"{i} fox " * 5 for i in range(400)], 0.006),
+    "essays": (["".join(f"{i} word {j}\n" for j in range(60)) for i in range(30)], 0.006),
+    "one book": (["".join(f"line {i}\n" for i in range(2000))], 0.005),
+    "long last": (["a fox"] * 30 + ["".join(f"line {i}\n" for i in range(2000))], 0.005),
+    "two documents": (["one fox\n" * 100, "two foxes\n" * 100], 0),
+}
 
 
-def test_a_single_document_is_trained_on(write_source, byte_tokenizer):
-    path = write_source("a.txt", ["the only story there is"])
-    assert list(held_out(path)) == []
-    assert len(next(PackedDataLoader([path], byte_tokenizer, 16, skip_held_out=True))) == 16
+@pytest.mark.parametrize("shape", SHAPES)
+def test_at_most_one_percent_of_the_text_is_held_out_and_all_else_is_trained_on(
+    write_source, byte_tokenizer, monkeypatch, shape
+):
+    monkeypatch.setattr(dataloader, "MIN_HELD_OUT", 50)
+    documents, least = SHAPES[shape]
+    path, size = write_source("a.txt", documents), len("".join(documents))
+    validation = held_out(path, 1000)
+    assert least <= len("".join(validation)) / size <= 0.01
+    for skip_held_out in (True, False):
+        stream = PackedDataLoader([path], byte_tokenizer, 16, skip_held_out=skip_held_out).streams[0]
+        training = list(islice(stream, len(documents) - sum(text in documents for text in skip_held_out * validation)))
+        rest = skip_held_out * validation
+        assert sorted("\n".join(training + rest).split()) == sorted("\n".join(documents).split())
+
+
+def test_what_is_held_out_is_told(write_source, caplog):
+    caplog.set_level("INFO", "deepseek")
+    assert len(held_out(write_source("a.txt", ["a fox " * 50] * 1000), 3)) == 3
+    assert held_out(write_source("b.txt", ["short"]), 3) == []
+    assert [re.sub("'.*'", "", message) for message in caplog.messages] == [
+        "data : 900 of 260,100 characters are held out for validation.",
+        "data : none of 5 characters are held out for validation.",
+    ]
 
 
 def test_a_source_of_less_than_a_block_is_refused(write_source, byte_tokenizer):
     with pytest.raises(DataError, match="a.txt' holds no text"):
         next(PackedDataLoader([write_source("a.txt", [])], byte_tokenizer, 16))
     sources = [write_source("b.txt", numbered(100)), write_source("a.txt", ["fourteen bytes"])]
-    with pytest.raises(DataError, match="a.txt' holds 15 tokens to train on, less than one block of 16"):
-        next(PackedDataLoader(sources, byte_tokenizer, 16))
+    with pytest.raises(DataError, match="a.txt' holds less than one block of 16 tokens"):
+        next(PackedDataLoader(sources[1:], byte_tokenizer, 16))
+    assert "fourteen" in byte_tokenizer.decode(take(PackedDataLoader(sources, byte_tokenizer, 16), 9).flatten()), (
+        "of many"
+    )
 
 
 def test_a_source_that_becomes_empty_is_refused_and_not_read_forever(write_source, byte_tokenizer):
     loader = PackedDataLoader([write_source("a.txt", numbered(100))], byte_tokenizer, 16)
     take(loader, 10)
     write_source("a.txt", [])
-    with pytest.raises(DataError, match="a.txt' holds .* tokens to train on"):
+    with pytest.raises(DataError, match="a.txt' holds no text to train on"):
         take(loader, 100)
 
 
@@ -137,7 +158,9 @@ def test_a_restored_state_continues_identically(write_source, byte_tokenizer, co
     loader = new_loader()
     list(islice(loader, num_blocks))
     state = loader.state_dict()
-    assert list(state) == ["fingerprints", "positions", "documents", "drawn", "pending", "count", "buffer"], "on disk"
+    assert list(state) == [
+        "fingerprints", "positions", "characters", "held_out", "drawn", "pending", "count", "buffer"
+    ], "on disk"  # fmt: skip
     expected = take(loader, 60)
     buffer = state.pop("buffer")
     state = json.loads(json.dumps(state)) | {"buffer": buffer}
@@ -149,7 +172,7 @@ def test_a_restored_state_continues_identically(write_source, byte_tokenizer, co
 @pytest.fixture
 def decoded(monkeypatch):
     """A list of every line and every .parquet row that is decoded, whether or not it is used."""
-    decoded, lines, batches = [], file_formats._lines, ParquetFile.iter_batches
+    decoded, lines, batches = [], file_formats.iter_lines, ParquetFile.iter_batches
 
     def counted_lines(*arguments):
         for pair in lines(*arguments):
@@ -161,7 +184,8 @@ def decoded(monkeypatch):
             decoded.extend(batch.to_pylist())
             yield batch
 
-    monkeypatch.setattr(file_formats, "_lines", counted_lines)
+    for module in (file_formats, tables):
+        monkeypatch.setattr(module, "iter_lines", counted_lines)
     monkeypatch.setattr(ParquetFile, "iter_batches", counted_batches)
     return decoded
 
@@ -213,7 +237,7 @@ def test_a_small_source_resumes_identically_in_any_pass(tmp_path, byte_tokenizer
         resumed.load_state_dict(loader.state_dict())
         assert torch.equal(take(resumed, 100), take(loader, 100))
         loader = resumed
-    assert loader.num_documents[0] <= 100 < 60 * HOLD_OUT_EVERY
+    assert loader.num_characters[0] <= 900, "of the current pass"
 
 
 def test_a_changed_source_or_a_state_without_positions_is_refused(write_source, byte_tokenizer):

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pandas
+import pyarrow
 import pytest
 
-from deepseek.data import file_formats
-from deepseek.data.file_formats import DataError
+from deepseek.data import file_formats, tables
 from deepseek.data.readers import documents, iter_documents
+from deepseek.data.text_lines import DataError
 
 ROOT = Path(__file__).parents[2]
 STORIES = ["once upon a time", 'two\nlines, and "quotes"', "a little fox, schön"]
@@ -26,17 +27,38 @@ def texts(source):
     return list(documents(str(source)))
 
 
+def zst(data):
+    return pyarrow.compress(data, "zstd", asbytes=True)
+
+
 WRITERS = {
     "stories.txt": lambda path: path.write_text(SEPARATED, "utf-8"),
     "bom.txt": lambda path: path.write_text(BOM + SEPARATED, "utf-8"),
     "stories.txt.xz": lambda path: path.write_bytes(lzma.compress(SEPARATED.encode())),
     "stories.TXT.GZ": lambda path: path.write_bytes(gzip.compress(SEPARATED.encode())),
+    "stories.txt.zst": lambda path: path.write_bytes(zst(SEPARATED.encode())),
+    "stories.md": lambda path: path.write_text(SEPARATED, "utf-8"),
+    "utf-16.txt": lambda path: path.write_text(SEPARATED, "utf-16"),
+    "utf-16.csv.xz": lambda path: path.write_bytes(lzma.compress(ROWS.to_csv(index=False).encode("utf-16"))),
     "stories.jsonl": lambda path: path.write_text(JSONL),
+    "stories.jsonl.zst": lambda path: path.write_bytes(zst(JSONL.encode())),
+    "array.json": lambda path: path.write_text(ROWS.to_json(orient="records")),
+    "indented.json": lambda path: path.write_text(BOM + ROWS.to_json(orient="records", indent=2), "utf-8"),
+    "object.json": lambda path: path.write_text(
+        "\n".join(json.dumps(row, indent=1) for row in ROWS.to_dict("records"))
+    ),
     "bom.jsonl": lambda path: path.write_text(BOM + JSONL, "utf-8"),
     "stories.jsonl.xz": lambda path: path.write_bytes(lzma.compress(JSONL.encode())),
     "stories.csv": lambda path: ROWS.to_csv(path, index=False),
     "bom.csv": lambda path: path.write_text(BOM + ROWS[["text"]].to_csv(index=False), "utf-8"),
     "stories.csv.gz": lambda path: ROWS.to_csv(path, index=False),
+    "semicolons.csv": lambda path: ROWS.to_csv(path, index=False, sep=";"),
+    "tabs.csv": lambda path: ROWS.to_csv(path, index=False, sep="\t"),
+    "no_names.csv": lambda path: ROWS.to_csv(path, index=False, header=False),
+    "blank_rows.csv": lambda path: path.write_text(
+        "\n\n" + ROWS.to_csv(index=False).replace("\n1", "\n\n1") + "\n ,\n\n"
+    ),
+    "blank_rows.jsonl": lambda path: path.write_text("\n\n" + JSONL + "\n{}\n\n"),
     "stories.parquet": lambda path: ROWS.to_parquet(path),
     "groups.parquet": lambda path: ROWS.to_parquet(path, row_group_size=1),
 }
@@ -77,6 +99,28 @@ def test_a_line_of_any_length_is_split_between_characters(tmp_path, monkeypatch)
     assert list(iter_documents(str(tmp_path / "a.txt"), pieces[3][1])) == pieces[4:]
 
 
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv", ".parquet"])
+def test_a_long_document_is_split_at_a_line_or_word_and_none_of_it_is_lost(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(file_formats, "MAX_DOCUMENT_CHARACTERS", 50)
+    rows = pandas.DataFrame({"text": ["one two three " * 20, "short", "漢字🦊é" * 40, "lines\nof a poem\n" * 9]})
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".parquet":
+        rows.to_parquet(path)
+    elif suffix == ".csv":
+        rows.to_csv(path, index=False)
+    elif suffix == ".txt":
+        path.write_text("\n<|endoftext|>\n".join(rows["text"]), "utf-8")
+    else:
+        rows.to_json(path, orient="records", lines=True)
+    pieces = list(iter_documents(str(path)))
+    assert max(len(text) for text, _ in pieces) <= 50 and len(pieces) > 10
+    assert "".join(text for text, _ in pieces).replace("\n", "") == "".join(rows["text"]).replace("\n", "")
+    if suffix != ".txt":
+        assert {text[-1] for text, _ in pieces[:5]} == {" "}
+    for index, (_, position) in enumerate(pieces):
+        assert list(iter_documents(str(path), json.loads(json.dumps(position)))) == pieces[index + 1 :]
+
+
 def test_half_a_surrogate_pair_in_json_does_not_reach_the_tokenizer(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "fox \\ud83e end"}\n{"text": "\\ud83e\\udd8a"}\n')
     assert texts(tmp_path / "a.jsonl") == ["fox ? end", "🦊"]
@@ -92,11 +136,15 @@ UNREADABLE = {
     "cut.txt.xz": (lzma.compress(SEPARATED.encode())[:-9], "is not a whole compressed file"),
     "other.txt.xz": (b"plain", "is not a whole compressed file"),
     "other.txt.gz": (b"plain", "cannot be read: Not a gzipped file"),
-    "cut.jsonl": (b'{"text": "one"}\n{"text":', "must hold one JSON object a line; byte 24: Expecting value"),
-    "array.json": (b'[\n{"text": "one"}]', "must hold one JSON object a line; byte 2"),
-    "deep.jsonl": (b"[" * 100_000, "must hold one JSON object a line; byte 0"),
+    "cut.txt.zst": (zst(SEPARATED.encode())[:-9], "cannot be read: Truncated compressed stream"),
+    "other.jsonl.zst": (b"x" * 100, "cannot be read: ZSTD decompress failed: Unknown frame descriptor"),
+    "cut.jsonl": (b'{"text": "one"}\n{"text":', "must hold JSON objects; line 2 (byte 24): Expecting value"),
+    "list.json": (b'["one", "two"]', "must hold JSON objects; line 1 (byte 1): not an object"),
+    "deep.jsonl": (b'{"a":' * 100_000, "must hold JSON objects; line 1 (byte 0): maximum recursion"),
+    "array.json": (b"[]", "holds no rows"),
     "empty.jsonl": (b"", "holds no rows"),
     "empty.csv": (b"", "holds no rows"),
+    "blank.csv": (b"\n\ntext\n\n", "holds no rows"),
     "cut.parquet": (b"PAR1", "cannot be read"),
     "twice.parquet.xz": (b"", "is compressed twice"),
     "numbers.csv": (b"a,b\n1,2\n", "has no column of text; its columns are a, b"),
@@ -119,8 +167,8 @@ def test_a_file_that_cannot_be_read_is_refused_in_one_sentence(tmp_path, name):
 
 def test_an_unclosed_quote_does_not_swallow_a_large_csv_file(tmp_path, monkeypatch):
     (tmp_path / "a.csv").write_text('text\n"' + "never closed\n" * 20_000)
-    monkeypatch.setattr(file_formats, "MAX_ROW_BYTES", 100_000)
-    with pytest.raises(DataError, match="is not CSV before byte 100.*: field larger than field limit"):
+    monkeypatch.setattr(tables, "MAX_ROW_BYTES", 100_000)
+    with pytest.raises(DataError, match="a bad row in line 2: field larger than field limit"):
         texts(tmp_path / "a.csv")
 
 

@@ -1,43 +1,49 @@
-"""Sources that are no single file: the text that ships with Python, and data sets of the Hub."""
+"""Sources that are no single file: the text that ships with Python, and folders."""
 
 import shutil
 import sys
 import sysconfig
-import time
 from itertools import islice
 from pathlib import Path
 
 import pandas
 import pytest
-from huggingface_hub import constants
 
-from deepseek.data.file_formats import DataError
 from deepseek.data.readers import documents, fingerprint, iter_documents
+from deepseek.data.text_lines import DataError, note
 
 
-@pytest.mark.parametrize("subset", ["", ":default"])
-def test_a_hub_data_set_is_read_file_by_file(tmp_path, monkeypatch, subset):
-    """A local folder with the same files, which the same builder resolves."""
-    folder = tmp_path / "somebody" / "stories" / "data"
-    folder.mkdir(parents=True)
+def test_a_folder_is_read_file_by_file(tmp_path, caplog):
+    """In the order of the names; what cannot be read and what is hidden is skipped."""
+    (tmp_path / "b" / ".git").mkdir(parents=True)
     for shard in range(3):
         rows = pandas.DataFrame({"n": range(100), "text": [f"shard {shard} row {i}" for i in range(100)]})
-        rows.to_parquet(folder / f"train-{shard:05}-of-00003.parquet", row_group_size=30)
-    monkeypatch.chdir(tmp_path)
-    found = list(iter_documents("somebody/stories" + subset))
-    assert [text for text, _ in found] == [f"shard {shard} row {i}" for shard in range(3) for i in range(100)]
-    for number in (0, 29, 30, 99, 100, 215, 299):
-        assert list(iter_documents("somebody/stories" + subset, found[number][1])) == found[number + 1 :]
+        rows.to_parquet(tmp_path / "b" / f"train-{shard:05}-of-00003.parquet", row_group_size=30)
+    (tmp_path / "a.md").write_text("# First")
+    for name in ("photo.jpg", "b/.git/a.txt", ".DS_Store"):
+        (tmp_path / name).write_text("none of it")
+    note.cache_clear()
+    caplog.set_level("INFO", "deepseek")
+    found = list(iter_documents(str(tmp_path)))
+    assert [text for text, _ in found] == [
+        "# First",
+        *(f"shard {shard} row {i}" for shard in range(3) for i in range(100)),
+    ]
+    assert any("4 of 5 files are read, those that end in .txt" in message for message in caplog.messages)
+    for number in (0, 1, 29, 30, 99, 100, 215, 299):
+        assert list(iter_documents(str(tmp_path), found[number][1])) == found[number + 1 :]
+    before = fingerprint(str(tmp_path))
+    (tmp_path / "a.md").write_text("# First?")
+    assert fingerprint(str(tmp_path)) != before
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no file that ends in .txt, .md"):
+        documents(str(tmp_path / "empty"))
 
 
-@pytest.mark.parametrize("offline", [False, True])
-def test_an_unreachable_hub_is_reported_within_seconds_and_the_builtin_text_is_offered(monkeypatch, offline):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    start = time.perf_counter()
-    with pytest.raises(DataError, match=r"'nobody-here/no-such-data' cannot be fetched from the Hub \(.*'builtin'"):
-        documents("nobody-here/no-such-data")
-    assert time.perf_counter() - start < 10
+@pytest.mark.parametrize("source", ["missing.txt", "", "a\0b", "x" * 5000, "/dev/null", "name/data set", "../a/b/c"])
+def test_a_source_that_is_not_there_is_named(source):
+    with pytest.raises(DataError, match="is not there; it must be 'builtin', a file, a folder or a Hub id"):
+        documents(source)
 
 
 def test_the_builtin_source_needs_no_file():

@@ -1,12 +1,14 @@
 """Prompts and documents in, exact incremental text out, for any ids."""
 
 import random
+import time
 
 import pytest
+from chatting import CHAT, RENDERED
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from deepseek.data.tokenizer import IncrementalDetokenizer, encode_document, encode_prompt, token_texts
+from deepseek.data.tokenizer import IncrementalDetokenizer, encode_document, encode_prompt, token_texts, train_tokenizer
 
 RNG = random.Random(0)
 CHARACTERS = [*range(0xD800), *range(0xE000, 0x110000)]  # all but the surrogates, which no text holds alone
@@ -48,7 +50,7 @@ def chunks(tokenizer, ids):
 
 
 def decode(tokenizer, ids):
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
 
 # Documents and prompts
@@ -61,7 +63,7 @@ def test_any_text_round_trips(tokenizer, byte_tokenizer, text):
         assert ids[0] == 0
         assert any_tokenizer.decode(ids[1:]) == text
         if "<|" not in text:
-            assert "".join(chunks(any_tokenizer, ids)) == text
+            assert "".join(chunks(any_tokenizer, ids[1:])) == text
 
 
 def test_a_trained_tokenizer_compresses_its_text_and_has_one_special_token(tokenizer, byte_tokenizer):
@@ -73,9 +75,29 @@ def test_a_trained_tokenizer_compresses_its_text_and_has_one_special_token(token
     assert tokenizer("once")["input_ids"] == encode_document(tokenizer, "once")
 
 
+def test_text_without_spaces_is_learned_from_in_seconds(tmp_path):
+    """It took minutes, since a word's merges cost the square of its length."""
+    (tmp_path / "dna.txt").write_text("".join(RNG.choices("ACGT", k=200_000)) + " " * 50_000)
+    start = time.process_time()
+    tokenizer = train_tokenizer([str(tmp_path / "dna.txt")], 500)
+    assert time.process_time() - start < 10
+    assert len(tokenizer) == 500 and len(encode_document(tokenizer, "ACGT" * 100)) < 200
+
+
+@pytest.mark.parametrize("start", ["bos_token", "eos_token", None])
+def test_a_document_begins_with_a_token_if_the_tokenizer_has_one(start):
+    tokenizer = word_tokenizer()
+    tokenizer.eos_token = None
+    if start:
+        setattr(tokenizer, start, "</s>")
+    assert encode_document(tokenizer, "one") == ([0] if start else []) + tokenizer("one")["input_ids"]
+
+
 def test_a_prompt_is_encoded_with_the_special_tokens_of_its_tokenizer(tokenizer):
     ids = encode_prompt(tokenizer, "the fox", 50)
-    assert ids[0] == tokenizer.bos_token_id and decode(tokenizer, ids) == "the fox"
+    assert ids[0] == tokenizer.bos_token_id and decode(tokenizer, ids[1:]) == "the fox"
+    assert encode_prompt(tokenizer, "<|endoftext|>the fox", 50) == ids, "no second begin token"
+    assert encode_prompt(tokenizer, "the fox", 50, add_special_tokens=False) == ids[1:]
     assert encode_prompt(tokenizer, "x" * 10_000, None)
     assert encode_prompt(tokenizer, (5, 6, 7), 4) == [5, 6, 7], "ids are used as they are"
 
@@ -100,7 +122,7 @@ def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers(tokenizer)
 
 
 def test_a_lone_surrogate_becomes_a_question_mark(tokenizer):
-    assert decode(tokenizer, encode_prompt(tokenizer, "a\ud83eb", 50)) == "a?b"
+    assert decode(tokenizer, encode_prompt(tokenizer, "a\ud83eb", 50)[1:]) == "a?b"
 
 
 # Incremental decoding
@@ -115,7 +137,7 @@ def test_chunks_join_to_the_full_decode_of_any_ids(any_tokenizer):
 
 def test_text_without_a_space_streams_character_by_character(byte_tokenizer):
     text = "abc漢字🦊x"
-    pieces = chunks(byte_tokenizer, byte_tokenizer(text)["input_ids"])
+    pieces = chunks(byte_tokenizer, byte_tokenizer(text)["input_ids"][1:])
     assert [piece for piece in pieces if piece] == list(text)
     assert pieces[-1] == "", "nothing is left for the end"
 
@@ -134,6 +156,23 @@ def test_token_texts_join_to_the_text(any_tokenizer):
         assert len(texts) == len(ids) and "".join(texts) == decode(any_tokenizer, ids)
 
 
-def test_the_text_of_a_special_token_is_its_name(tokenizer):
+def test_the_text_of_a_special_token_is_its_name(tokenizer, chat_tokenizer):
     ids = tokenizer("fox")["input_ids"]
     assert token_texts(tokenizer, ids)[0] == "<|endoftext|>" and "".join(token_texts(tokenizer, ids[1:])) == "fox"
+    ids = chat_tokenizer("fox<|channel|>🦊<|im_end|>", add_special_tokens=False)["input_ids"]
+    texts = token_texts(chat_tokenizer, ids)
+    assert "".join(texts) == "".join(chunks(chat_tokenizer, ids)) == "fox<|channel|>🦊<|im_end|>"
+    assert texts.count("<|channel|>") == texts.count("<|im_end|>") == 1
+
+
+def test_a_chat_is_encoded_as_transformers_encodes_it(chat_tokenizer):
+    ids = encode_prompt(chat_tokenizer, CHAT, 500)
+    assert ids == chat_tokenizer.apply_chat_template(CHAT, add_generation_prompt=True)["input_ids"]
+    assert ids[0] == chat_tokenizer.convert_tokens_to_ids("<|im_start|>"), "no begin token before the template's text"
+    assert chat_tokenizer.decode(ids) == RENDERED
+    with pytest.raises(ValueError, match="prompt has 68 tokens; the model reads 49 at most"):
+        encode_prompt(chat_tokenizer, CHAT, 50)
+
+
+def test_a_document_that_begins_with_the_begin_token_gets_no_second_one(tokenizer):
+    assert encode_document(tokenizer, "<|endoftext|>fox") == encode_document(tokenizer, "fox")

@@ -8,6 +8,7 @@ import threading
 import pytest
 import torch
 
+from deepseek.inference import engine
 from deepseek.inference.decode_model import DecodeModel, supports
 from deepseek.inference.engine import Request, decode_step, stream
 from deepseek.inference.sampling import MAX_STOP_CHARACTERS, SamplingParams
@@ -104,6 +105,23 @@ def test_a_batch_gives_each_request_the_traces_it_gets_alone(any_model, tokenize
     assert traces == expected
 
 
+def test_a_request_that_fails_does_not_end_those_beside_it(any_model, tokenizer):
+    requests = [Request(any_model, tokenizer, PROMPT, SamplingParams(seed=1, max_new_tokens=3)) for _ in range(3)]
+    expected = ids_of(generate(any_model, tokenizer, seed=1, max_new_tokens=3))
+    requests[1].logits_V[:] = float("nan")
+    decode_model = DecodeModel(any_model) if supports(any_model) else None
+    first, error, third = decode_step(requests, decode_model)
+    assert isinstance(error, ValueError) and first.id == third.id == expected[0]
+    pairs = [decode_step(requests[::2], decode_model) for _ in range(2)]
+    assert [[a.id, b.id] for a, b in pairs] == [[token] * 2 for token in expected[1:]]
+
+
+def test_a_request_that_memory_cannot_hold_is_refused(any_model, tokenizer, monkeypatch):
+    monkeypatch.setattr(engine, "free_memory", lambda: 10_000)
+    with pytest.raises(ValueError, match=r"are \d+ tokens, which need 0.0 GiB of memory; 0.0 GiB are free"):
+        generate(any_model, tokenizer, seed=1, max_new_tokens=20)
+
+
 def test_a_forced_token_replaces_one_and_leaves_those_before_it(model, tokenizer):
     free = ids_of(generate(model, tokenizer, seed=5, max_new_tokens=12))
     replacement = (free[6] + 1) % 300 or 1
@@ -143,6 +161,16 @@ def test_an_end_of_text_token_ends_the_output(any_model, tokenizer, monkeypatch,
     assert tokens[-1].ended_by == "end of text"
 
 
+def test_a_prompt_that_holds_the_end_token_does_not_keep_the_output_from_ending(model, tokenizer):
+    """It begins with it: one token marks begin and end."""
+    options = dict(no_repeat_ngram_size=1, repetition_penalty=5, presence_penalty=5, penalty_scope="all", temperature=0)
+    request = Request(model, tokenizer, "Once<|endoftext|>Once", SamplingParams(**options))
+    assert request.prompt_ids.count(0) == 2
+    request.logits_V[0] = request.logits_V.max() + 1
+    token = request.sample()
+    assert (token.id, token.finish_reason) == (0, "stop")
+
+
 def test_a_stop_string_ends_the_output_where_it_is_complete(model, tokenizer):
     settings = dict(seed=0, max_new_tokens=200, temperature=0.5)
     free = generate(model, tokenizer, **settings)
@@ -152,7 +180,9 @@ def test_a_stop_string_ends_the_output_where_it_is_complete(model, tokenizer):
     middle = next(end - 1 for end, token in zip(ends, free) if end > MAX_STOP_CHARACTERS and len(token.text) > 1)
     for stop in (text[10:13], text[3:30], text[middle - MAX_STOP_CHARACTERS : middle]):
         tokens = generate(model, tokenizer, stop=["never there", stop], **settings)
-        assert stop in "".join(token.text for token in tokens)
+        assert "".join(token.text for token in tokens) == text[: text.index(stop) + len(stop)], (
+            "not the rest of its token"
+        )
         assert stop not in "".join(token.text for token in tokens[:-1])
         assert (tokens[-1].finish_reason, tokens[-1].stop_string) == ("stop", stop)
         assert tokens[-1].ended_by == "stop string" and ids_of(tokens) == ids_of(free)[: len(tokens)]

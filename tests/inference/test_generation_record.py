@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from deepseek import SamplingParams, TokenTrace, load, stream
-from deepseek.inference.generation_record import make_record, parse_record, replay
+from deepseek.inference.generation_record import SAME_WEIGHTS, make_record, parse_record, replay
+from deepseek.interpret.interventions import Intervention
 
 SETTINGS = SamplingParams(
     temperature=1.2, top_k=40, penalty_scope="all", presence_penalty=0.5, seed=5, max_new_tokens=24
@@ -42,6 +43,21 @@ def test_a_record_repeats_token_for_token(loaded, recorded, forced_tokens):
     assert [same for _, same in repeated] == [True] * len(tokens)
     assert record["text"] == "".join(token.text for token, _ in repeated)
     assert all(tokens[index].id == token for index, token in forced_tokens.items())
+
+
+def test_a_record_repeats_its_interventions(loaded):
+    changes = [Intervention(3, "promote", 1, 0.5), Intervention(2, "off"), Intervention(5, "force", 1)]
+    tokens = list(stream(*loaded, "Once upon", SETTINGS, interventions=changes))
+    record = json.loads(json.dumps(make_record(loaded[0], "Once upon", SETTINGS, tokens, {}, interventions=changes)))
+    assert record["interventions"][0] == {"expert": 3, "action": "promote", "layer": 1, "strength": 0.5}
+    assert all(same for _, same in replay(parse_record(json.dumps(record)), *loaded))
+    assert parse_record(json.dumps(record))["interventions"] == changes
+    del record["interventions"]  # as in older records
+    assert parse_record(json.dumps(record))["interventions"] == []
+    assert not all(same for _, same in replay(record, *loaded))
+    record["interventions"] = [{"expert": 1}]
+    with pytest.raises(ValueError, match="^interventions are "):
+        parse_record(json.dumps(record))
 
 
 def test_a_changed_record_is_noticed(loaded, recorded):
@@ -94,3 +110,12 @@ def test_a_damaged_record_is_refused_in_a_sentence(recorded, key, value):
 def test_anything_else_is_refused_in_a_sentence(text):
     with pytest.raises(ValueError, match=r"not the record of a generation\.|it must be|this version reads"):
         parse_record(text)
+
+
+def test_records_of_the_demo_before_its_head_was_stored_still_repeat(demo):
+    params = SamplingParams(seed=3, max_new_tokens=2)
+    tokens = list(stream(*demo, "Once", params))
+    record = make_record(demo[0], "Once", params, tokens, {})
+    assert list(SAME_WEIGHTS.values()) == [record["checkpoint"]["sha256"]]
+    record["checkpoint"]["sha256"] = list(SAME_WEIGHTS)[0]
+    assert all(same for _, same in replay(record, *demo))

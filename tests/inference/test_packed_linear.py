@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from deepseek.inference import packed_linear
 from deepseek.inference.packed_linear import PackedLinear
 
 
@@ -34,3 +35,17 @@ def test_order_permutes_the_outputs():
     layers, x, order = [torch.nn.Linear(24, 10), torch.nn.Linear(24, 7)], torch.randn(5, 24).numpy(), torch.randperm(17)
     permuted = PackedLinear("model", *layers, order=order)(x, 1)
     np.testing.assert_array_equal(permuted, PackedLinear("model", *layers)(x, 1)[:, order.numpy()])
+
+
+def test_exact_weights_are_copied_to_bf16_only_where_memory_allows_it(monkeypatch):
+    exact = torch.randn(3, 4, 8).bfloat16().float()
+    monkeypatch.setattr(packed_linear, "free_memory", lambda: 1000)
+    packed = PackedLinear("model", exact)
+    assert packed.matrix.ctypes.data == exact.data_ptr()
+    monkeypatch.setattr(packed_linear, "free_memory", lambda: None)  # unknown
+    assert PackedLinear("model", exact).matrix.dtype == np.uint16
+
+
+def test_bfloat16_and_stacked_weights_are_not_copied():
+    stored = torch.randn(3, 4, 8).bfloat16()
+    assert PackedLinear("model", stored).matrix.ctypes.data == stored.data_ptr()

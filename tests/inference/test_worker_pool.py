@@ -1,15 +1,22 @@
 """Decoding in worker processes: the same tokens, stopped, refused, and a dead worker replaced."""
 
+import contextlib
+import copy
 import os
 import signal
 import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
+from multiprocessing import Pipe
+from types import SimpleNamespace
 
 import pytest
 
 from deepseek import SamplingParams, load, stream
-from deepseek.inference.worker_pool import WorkerPool
+from deepseek.inference import worker_pool
+from deepseek.inference.worker_pool import WorkerPool, serve
 from deepseek.interpret.interventions import Intervention
 
 PARAMS = SamplingParams(temperature=0.9, top_k=40, seed=5, max_new_tokens=20)
@@ -73,15 +80,41 @@ def test_more_requests_than_workers_run_at_once(pool, checkpoint, loaded):
     assert pool.num_active_requests == 0
 
 
-def test_a_killed_worker_is_reported_and_replaced(pool, checkpoint):
-    tokens = pool.stream(checkpoint, "Once", PARAMS)
-    next(tokens)
+def serve_until_closed(connection, models):
+    with contextlib.suppress(EOFError, ConnectionError):
+        serve(connection, models)
+
+
+def worker_of_a_request(pool):
+    (worker,) = [worker for worker in pool.workers if worker.outputs]
+    return worker
+
+
+def test_a_text_goes_on_when_its_worker_is_killed(pool, checkpoint, loaded):
+    params = replace(PARAMS, max_new_tokens=40)
+    tokens = pool.stream(checkpoint, "Once", params, {30: 7})
+    first = [next(tokens).id]
     assert pool.num_active_requests == 1
-    (victim,) = [worker for worker in pool.workers if worker.outputs]
-    os.kill(victim.process.pid, signal.SIGKILL)
-    with pytest.raises(ValueError, match="worker process died before the text was complete"):
-        list(tokens)
-    assert len(list(pool.stream(checkpoint, "Once", PARAMS))) == 20
+    os.kill(worker_of_a_request(pool).process.pid, signal.SIGKILL)
+    assert first + ids(tokens) == ids(stream(*loaded, "Once", params, {30: 7}))
+
+
+def test_what_goes_wrong_with_one_users_model_ends_that_request_alone(loaded, mixtral):
+    mixed = copy.deepcopy(mixtral)
+    mixed.model.layers[1].self_attn.o_proj.double()  # a product of two dtypes is a RuntimeError
+    models = {"good": loaded, "bad": (mixed, loaded[1])}
+    here, there = Pipe()
+    threading.Thread(target=serve_until_closed, args=(there, SimpleNamespace(get=models.get))).start()
+    with here:
+        assert here.recv() == []
+        for request_id, name in enumerate(["good", "bad", "good"]):
+            here.send((request_id, (name, "Once", PARAMS, {}, [])))
+        outputs = {0: [], 1: [], 2: []}
+        while len(outputs[2]) < PARAMS.max_new_tokens:
+            for request_id, output in here.recv():
+                outputs[request_id].append(output)
+    assert ids(outputs[0]) == ids(outputs[2]) == ids(stream(*loaded, "Once", PARAMS))
+    assert str(outputs[1][0]).startswith("the model failed: ") and len(outputs[1]) == 1
 
 
 def test_streams_that_are_closed_early_leave_no_request(pool, checkpoint):
@@ -92,10 +125,12 @@ def test_streams_that_are_closed_early_leave_no_request(pool, checkpoint):
     assert pool.num_active_requests == 0
 
 
-def test_a_worker_ends_with_the_process_that_started_it(pool, checkpoint):
+def test_a_worker_ends_with_the_process_that_started_it_and_its_end_is_reported(pool, checkpoint, monkeypatch):
+    monkeypatch.setattr(worker_pool, "MAX_ATTEMPTS", 1)
     next(tokens := pool.stream(checkpoint, "Once", PARAMS))
     (worker,) = [worker for worker in pool.workers if worker.outputs]
     with socket.socket(fileno=os.dup(worker.connection.fileno())) as connection:
         connection.shutdown(socket.SHUT_RDWR)  # as the end of this process would
     worker.process.wait(30)
-    tokens.close()
+    with pytest.raises(ValueError, match="worker process died before the text was complete"):
+        list(tokens)

@@ -1,4 +1,4 @@
-"""Experts ablated and forced, against the routers' own choice with an expert masked, on six families."""
+"""Experts ablated, forced and steered, against the definitions of six families' routers; test_families.py has all."""
 
 import copy
 import threading
@@ -9,8 +9,8 @@ from small import families
 from transformers import AutoModelForCausalLM
 
 from deepseek import SamplingParams, stream, trace
-from deepseek.interpret.interventions import Intervention, ablation_effects, intervened
-from deepseek.interpret.trace import routers
+from deepseek.interpret.interventions import Intervention, intervened, parse_intervention, parse_interventions
+from deepseek.interpret.moe_layers import moe_layers
 
 TEXT = "Once upon a time a fox ran over the hill"
 FAMILIES = ["mixtral", "olmoe", "qwen3", "deepseek_v2", "deepseek_v3", "gpt_oss"]
@@ -23,7 +23,8 @@ def mixture(request, model):
         return model
     torch.manual_seed(0)
     mixture = AutoModelForCausalLM.from_config(families()[request.param]).eval()
-    for router in routers(mixture).values():
+    for layer in moe_layers(mixture).values():
+        router = layer.router
         with torch.no_grad():
             router.weight.normal_(0, 0.5)
             if hasattr(router, "e_score_correction_bias"):
@@ -39,7 +40,9 @@ def logits(model, ids):
 def router_call(model, layer, ids, interventions=()):
     """The input of a layer's router, and its output."""
     calls = []
-    hook = routers(model)[layer].register_forward_hook(lambda _, inputs, output: calls.append((inputs[0], output)))
+    hook = moe_layers(model)[layer].router.register_forward_hook(
+        lambda _, inputs, output: calls.append((inputs[0], output))
+    )
     with intervened(model, interventions):
         logits(model, ids)
     hook.remove()
@@ -58,66 +61,38 @@ def test_no_intervention_is_bitwise_the_same(mixture, tokenizer):
     assert torch.equal(logits(mixture, ids), before)
 
 
-def expected(router, logits_TE, weights, indices, expert, action):
-    """The definition, token by token: [{expert: weight}]."""
-    sigmoid = hasattr(router, "e_score_correction_bias")
-    scores = logits_TE.float().sigmoid() if sigmoid else logits_TE.float().softmax(-1)
-    rank = scores + router.e_score_correction_bias if sigmoid else scores
-    result = []
-    for token in range(len(indices)):
-        chosen = indices[token].tolist()
-        total = float(weights[token].sum())
-        if action == "off" and expert in chosen:
-            others = [e for e in range(len(rank[token])) if e not in chosen]
-            chosen[chosen.index(expert)] = max(others, key=lambda e: float(rank[token, e]))
-        elif action == "force" and expert not in chosen:
-            chosen[chosen.index(min(chosen, key=lambda e: float(rank[token, e])))] = expert
-        else:
-            result.append({e: float(w) for e, w in zip(chosen, weights[token])})
-            continue
-        whole = sum(float(scores[token, e]) for e in chosen)
-        result.append({e: total * float(scores[token, e]) / whole for e in chosen})
-    return result
+def expected(name, config, router, logits_TE, expert, action):
+    """The router's rule from its paper, with the expert ranked last or first: [{expert: weight}]."""
+    logits_TE, is_sigmoid = logits_TE.float(), hasattr(router, "e_score_correction_bias")
+    scores_TE = logits_TE.sigmoid() if is_sigmoid else logits_TE.softmax(-1)
+    rank_TE = scores_TE + router.e_score_correction_bias if is_sigmoid else scores_TE.clone()
+    rank_TE[:, expert] = -torch.inf if action == "off" else torch.inf
+    if is_sigmoid and config.n_group > 1:
+        groups_TGE = rank_TE.unflatten(-1, (config.n_group, -1))
+        best_TG = groups_TGE.topk(2).values.sum(-1).topk(config.topk_group).indices
+        outside_TG = torch.ones_like(groups_TGE[..., 0], dtype=torch.bool).scatter(-1, best_TG, False)
+        rank_TE = groups_TGE.masked_fill(outside_TG[..., None], -torch.inf).flatten(-2)
+    indices_TK = rank_TE.topk(config.num_experts_per_tok).indices
+    weights_TK = scores_TE.gather(-1, indices_TK)
+    if name in ("mixtral", "gpt_oss") or is_sigmoid and config.norm_topk_prob:
+        weights_TK = weights_TK / weights_TK.sum(-1, keepdim=True)
+    weights_TK = weights_TK * getattr(config, "routed_scaling_factor", 1.0)
+    return [dict(zip(*pair)) for pair in zip(indices_TK.tolist(), weights_TK.tolist())]
 
 
 @pytest.mark.parametrize("action", ["off", "force"])
 def test_the_choice_is_the_definition_and_is_what_is_recorded(mixture, tokenizer, action):
-    ids = tokenizer(TEXT)["input_ids"]
-    layer = max(routers(mixture))
+    ids = tokenizer(TEXT)["input_ids"][1:]  # the first one's embedding is 0: all scores are the same
+    layer, config = max(moe_layers(mixture)), mixture.config
     trace(mixture, tokenizer, ids)  # the recording hooks come first, and still see the changed choice
-    _, before = router_call(mixture, layer, ids)
-    for expert in range(before[0].shape[-1]):
+    _, (logits_TE, *_) = router_call(mixture, layer, ids)
+    for expert in range(logits_TE.shape[-1]):
         with intervened(mixture, [Intervention(expert, action, layer)]):
             routing = trace(mixture, tokenizer, ids).routing[-1]
-        expected_TK = expected(routers(mixture)[layer], *before, expert, action)
-        for weights, indices, want in zip(routing.weights, routing.indices, expected_TK):
-            assert dict(zip(indices.tolist(), weights.tolist())) == pytest.approx(want, rel=1e-4)
+        want = expected(config.model_type, config, moe_layers(mixture)[layer].router, logits_TE, expert, action)
+        for weights, indices, pairs in zip(routing.weights, routing.indices, want):
+            assert dict(zip(indices.tolist(), weights.tolist())) == pytest.approx(pairs, rel=1e-4)
         assert (routing.indices == expert).any(-1).float().mean() == (0 if action == "off" else 1)
-
-
-@pytest.mark.parametrize("name", ["mixtral", "qwen3", "gpt_oss", "olmoe", "deepseek_v3"])
-def test_off_is_the_routers_own_choice_with_that_expert_masked(name, tokenizer):
-    """Routers without groups that renormalise: their formula, with the expert's score at minus infinity."""
-    config = families()[name]
-    config.norm_topk_prob, config.n_group, config.topk_group = True, 1, 1
-    torch.manual_seed(1)
-    mixture = AutoModelForCausalLM.from_config(config).eval()
-    layer = max(routers(mixture))
-    router = routers(mixture)[layer]
-    with torch.no_grad():
-        router.weight.normal_(0, 0.5)
-    ids = tokenizer(TEXT)["input_ids"][1:]  # the first one's embedding is 0: all scores are the same
-    _, (raw, _, before) = router_call(mixture, layer, ids)
-    _, (_, weights, indices) = router_call(mixture, layer, ids, [Intervention(2, "off", layer)])
-    masked = raw.float().clone()
-    masked[:, 2] = -torch.inf
-    scores = masked.sigmoid() if name == "deepseek_v3" else masked.softmax(-1)
-    want, chosen = scores.topk(indices.shape[-1], -1)
-    want = want / want.sum(-1, keepdim=True) * getattr(config, "routed_scaling_factor", 1.0)
-    assert (before == 2).any() and not (indices == 2).any()
-    order, other = indices.argsort(-1), chosen.argsort(-1)
-    assert torch.equal(indices.gather(-1, order), chosen.gather(-1, other))
-    torch.testing.assert_close(weights.gather(-1, order).float(), want.gather(-1, other), atol=1e-5, rtol=1e-4)
 
 
 def test_at_every_layer_and_several_at_once(model, tokenizer):
@@ -167,7 +142,7 @@ def test_two_requests_in_turn_in_one_thread(model, tokenizer):
 
 
 def test_decoding_under_interventions_is_the_forward_pass_under_them(model, tokenizer):
-    """The decoder adds `router_biases`; the model's own forward has its routers' outputs replaced."""
+    """The decoder adds `router_biases` to its ranks; the model's own forward runs under a watch over its routers."""
     changes = [Intervention(1, "off"), Intervention(2, "force", 1), Intervention(5, "off", 2)]
     tokens = list(
         stream(model, tokenizer, TEXT, SamplingParams(temperature=0, max_new_tokens=12), interventions=changes)
@@ -184,19 +159,52 @@ def test_decoding_under_interventions_is_the_forward_pass_under_them(model, toke
         assert torch.allclose(weights, layer.weights[-len(tokens) :], atol=1e-5)
 
 
-def test_ablation_effects_are_the_differences_of_two_passes(model, tokenizer):
-    effects = {(layer, expert): effect for layer, expert, effect in ablation_effects(model, tokenizer, TEXT)}
-    assert set(effects) == {(layer, expert) for layer in (1, 2) for expert in range(8)}
+def test_decoding_under_steering_is_the_forward_pass_under_it(model, tokenizer):
+    """The kernels add offsets to scores and ranks; the model's own forward runs under a watch over its routers."""
+    changes = [
+        Intervention(1, "promote", 1, 0.6), Intervention(2, "promote"), Intervention(5, "suppress", strength=0.3),
+        Intervention(0, "suppress", 2), Intervention(4, "off", 1), Intervention(3, "promote"), Intervention(6, "promote"),
+    ]  # fmt: skip
+    params = SamplingParams(temperature=0, max_new_tokens=12)
+    tokens = list(stream(model, tokenizer, TEXT, params, interventions=changes))
+    ids = tokenizer(TEXT)["input_ids"] + [token.id for token in tokens]
+    with intervened(model, changes):
+        traced = trace(model, tokenizer, ids)
+    for layer in traced.routing:
+        ours = [token.experts[layer.layer] for token in tokens]
+        weights = torch.tensor([[w for _, w in chosen] for chosen in ours])
+        assert torch.allclose(weights, layer.weights[-len(tokens) :], atol=1e-5)
+        assert [{e for e, _ in chosen} for chosen in ours] == [{*row} for row in layer.indices[-len(tokens) :].tolist()]
+        assert {*layer.indices.flatten().tolist()} <= {2, 3, 6}  # three promoted above all: their own scores decide
 
-    def loss():
-        return -torch.tensor(trace(model, tokenizer, TEXT).probabilities[1:]).log().mean().item()
 
-    baseline = loss()
-    for (layer, expert), effect in effects.items():
-        with intervened(model, [Intervention(expert, "off", layer)]):
-            assert effect == pytest.approx(loss() - baseline, abs=2e-5)
-    assert any(abs(effect) > 1e-3 for effect in effects.values())
-    assert {layer for layer, *_ in ablation_effects(model, tokenizer, TEXT, [2])} == {2}
+def test_a_text_names_an_intervention_and_a_list_any_number():
+    changes = [Intervention(3, "off"), Intervention(0, "force", 2), Intervention(17, "promote", 4, 0.5)]
+    texts = ["off 3", "force 0@2", "promote 17@4 0.5"]
+    assert list(map(str, changes)) == texts and [parse_intervention(text) for text in texts] == changes
+    dicts = [{"expert": 3, "action": "off"}, {"expert": 0, "action": "force", "layer": 2}]
+    assert parse_interventions(dicts) == changes[:2]
+    assert (
+        parse_interventions(texts) == parse_interventions("\n\n".join(texts)) == parse_interventions(changes) == changes
+    )
+    assert parse_interventions([]) == parse_interventions("") == []
+
+
+@pytest.mark.parametrize(
+    "value, refusal",
+    [
+        ("dim 3", "intervention is 'dim 3'; it must be an action"),
+        ("off", "intervention is 'off'"),
+        ("promote 3 1.2.3", "strength is '1.2.3'; it must be a number"),
+        (5, "interventions are 5; they must be a list"),
+        ([{"expert": "a", "action": "off"}], "interventions are "),
+        ([{"expert": True, "action": "off"}], "interventions are "),
+        ([{"expert": 1, "action": "off", "nope": 2}], "interventions are "),
+    ],
+)
+def test_what_names_no_intervention_is_refused(value, refusal):
+    with pytest.raises(ValueError, match=f"^{refusal}"):
+        parse_interventions(value)
 
 
 @pytest.mark.parametrize(
@@ -205,10 +213,18 @@ def test_ablation_effects_are_the_differences_of_two_passes(model, tokenizer):
         ([Intervention(8, "off")], "expert is 8; it must be from 0 to 7"),
         ([Intervention(-1, "off")], "expert is -1; it must be from 0 to 7"),
         ([Intervention(1.5, "off")], "expert is 1.5; it must be"),
-        ([Intervention(1, "dim")], "action is 'dim'; it must be one of off, force"),
+        ([Intervention(1, "dim")], "action is 'dim'; it must be one of off, force, promote, suppress"),
         ([Intervention(1, ["off"])], r"action is \['off'\]; it must be one of off, force"),
         ([Intervention(1, "off", 0)], "layer is 0; it must be one with experts: 1, 2"),
         ([Intervention(1, "off"), Intervention(1, "force", 2)], "expert 1 is switched off and forced at once"),
+        (
+            [Intervention(1, "promote", strength=0.5), Intervention(1, "suppress", 2)],
+            "expert 1 is promoted by 0.5 and suppressed at once",
+        ),
+        ([Intervention(1, "promote", strength=1.5)], "strength is 1.5; it must be a number above 0, at most 1"),
+        ([Intervention(1, "promote", strength="a")], "strength is 'a'; it must be a number"),
+        ([Intervention(1, "suppress", strength=float("nan"))], "strength is nan; it must be a number"),
+        ([Intervention(1, "off", strength=0.5)], "strength is 0.5; it must be 1, as off has no other"),
         (
             [Intervention(e, "off") for e in range(7)],
             "layer 1 has 7 experts off and 0 forced; it must be at most 6 and 2",
@@ -222,11 +238,8 @@ def test_an_impossible_intervention_is_refused(model, changes, refusal):
 
 
 def test_a_dense_model_has_no_interventions(llama, tokenizer):
-    with pytest.raises(ValueError, match="this model has no experts"), intervened(llama, [Intervention(0, "off")]):
+    with (
+        pytest.raises(ValueError, match="This model is dense: it has no experts"),
+        intervened(llama, [Intervention(0, "off")]),
+    ):
         raise AssertionError
-    assert list(ablation_effects(llama, tokenizer, TEXT)) == []
-
-
-def test_one_token_has_no_loss(model, tokenizer):
-    with pytest.raises(ValueError, match="^text has 1 token"):
-        list(ablation_effects(model, tokenizer, [5]))

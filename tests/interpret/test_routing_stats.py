@@ -21,7 +21,8 @@ def traced(model, tokenizer):
 
 def layer_of(indices, experts):
     indices = torch.tensor(indices)
-    return Routing(0, experts, indices, torch.ones(indices.shape), torch.ones(len(indices), experts))
+    even = torch.ones(len(indices), experts)
+    return Routing(0, experts, indices, torch.ones(indices.shape), even, even, "softmax")
 
 
 def test_soft_kl_is_the_training_loss_of_our_model(model, traced):
@@ -92,6 +93,12 @@ def test_co_activation_against_loops(traced):
         else:
             assert ratio[i, j].isnan()
     assert ratio.diagonal().isnan().all()
+
+
+def test_the_busiest_experts_are_those_that_most_tokens_chose():
+    layer = layer_of([[5, 1], [5, 3], [3, 5]], 8)
+    assert routing_stats.busiest_experts(layer, 2) == [5, 3] and routing_stats.busiest_experts(layer, 7) == [5, 3, 1]
+    assert routing_stats.busiest_experts(layer, 8) == list(range(8))
 
 
 def test_co_activation_of_even_pairs_is_one():

@@ -5,8 +5,8 @@ import threading
 
 import pytest
 import torch
-from small import dense, families
-from transformers import AutoModelForCausalLM, Llama4ForCausalLM, Llama4TextConfig, LlamaConfig, LlamaForCausalLM
+from small import families
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from deepseek.interpret.trace import trace
 
@@ -221,16 +221,6 @@ def test_the_traced_experts_are_those_that_ran(name, tokenizer):
         assert layer.weights.shape == layer.indices.shape and (layer.weights.diff(dim=-1) <= 0).all()
     assert traced.attention(0).shape == (4, len(traced.ids), len(traced.ids))
     assert traced.lens().choices.shape == (4, len(traced.ids))
-
-
-def test_a_router_with_other_outputs_is_left_out(tokenizer):
-    """Llama 4's router returns (scores, logits) without indices: its texts are traced without routing."""
-    shape = dict(intermediate_size_mlp=48, num_local_experts=4, head_dim=8, attn_temperature_tuning=False)
-    plain = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    shape |= {name: getattr(dense()["llama"], name) for name in plain}
-    model = Llama4ForCausalLM(Llama4TextConfig(**shape, num_key_value_heads=4, pad_token_id=0)).eval()
-    traced = trace(model, tokenizer, TEXT)
-    assert traced.routing == [] and traced.attention(0).shape[0] == 4
 
 
 def test_the_lens_applies_norm_and_head_to_every_layer(model, tokenizer):

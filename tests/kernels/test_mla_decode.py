@@ -2,18 +2,13 @@
 
 import numpy as np
 import pytest
+from decoding import LENGTHS, assert_bits_are_those_alone, assert_equals_reference, every_dtype, stored
 
 from deepseek.kernels.mla_decode import mla_decode
 from deepseek.kernels.reference import mla_decode as reference_decode
 from deepseek.kernels.reference import to_float32
 
 HEADS, NOPE, HALF, LATENT, VALUE, OFFSET = 5, 24, 4, 48, 20, 7
-LENGTHS = [1, 2, 3, 7, 64, 130, 600]  # of each sequence, with the new token
-every_dtype = pytest.mark.parametrize("dtype", [np.float32, np.uint16])
-
-
-def stored(values, dtype):
-    return (values.view(np.uint32) >> 16).astype(np.uint16) if dtype == np.uint16 else values
 
 
 @pytest.fixture
@@ -49,18 +44,9 @@ def test_outputs_and_new_entries_equal_the_reference(inputs, dtype, num_threads)
     query, compressed, norm, cos, sin, *weights, before = inputs
     weights, before = ([to_float32(stored(x, dtype)) for x in arrays] for arrays in (weights, before))
     expected, entries = reference_decode(query, compressed, OFFSET, norm, 1e-6, cos, sin, *weights, 0.2, before)
-    is_bf16 = dtype == np.uint16
-    np.testing.assert_allclose(
-        [to_float32(cache[-1]) for cache in caches], entries, rtol=2**-8 if is_bf16 else 1e-5, atol=1e-5
-    )
-    np.testing.assert_allclose(outputs, expected, atol=3e-2 if is_bf16 else 2e-5)
-    for cache, old in zip(caches, before):
-        assert np.array_equal(to_float32(cache[:-1]), old), "earlier entries stay"
+    assert_equals_reference(outputs, caches, expected, entries, before, dtype)
 
 
 @every_dtype
 def test_a_sequence_is_bit_identical_in_any_batch_and_on_any_number_of_threads(inputs, dtype):
-    alone = np.concatenate([run(inputs, dtype, slice(r, r + 1))[0] for r in range(len(LENGTHS))])
-    for num_threads in (1, 2, 3):
-        for rows in (slice(0, 4), slice(None)):
-            assert np.array_equal(run(inputs, dtype, rows, num_threads)[0], alone[rows])
+    assert_bits_are_those_alone(run, inputs, dtype)

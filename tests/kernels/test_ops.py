@@ -27,13 +27,32 @@ def test_silu_and_mul_over_the_whole_range_of_gates(normal):
     np.testing.assert_allclose(ops.silu_and_mul(gate_up), reference.silu_and_mul(gate_up), rtol=1e-5, atol=1e-30)
 
 
-def test_topk_route(normal):
-    logits, bias = normal(50, 8), normal(50, 8)
+def test_router_scores(normal):
+    logits = 20 * normal(50, 8)
+    for name in ("sigmoid", "softmax"):
+        expected = getattr(reference, name)(logits.astype(np.float64))
+        np.testing.assert_allclose(getattr(ops, name)(logits), expected, rtol=1e-5, atol=1e-30)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_topk_route(normal, normalize):
+    scores, bias = reference.sigmoid(normal(50, 8)), normal(50, 8)
     bias[0, 3], bias[1, 4] = np.inf, -np.inf
-    indices, weights = ops.topk_route(logits, bias, 2, 2.5)
-    expected_indices, expected_weights = reference.topk_route(logits, bias, 2, 2.5)
+    offset = np.abs(normal(50, 8))
+    indices, weights = ops.topk_route(scores, bias, offset, 2, normalize, 2.5)
+    expected_indices, expected_weights = reference.topk_route(scores, bias, offset, 2, normalize, 2.5)
     assert indices.tolist() == expected_indices.tolist() and indices[0, 0] == 3 and 4 not in indices[1]
     np.testing.assert_allclose(weights, expected_weights, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 5, 64, 130])
+def test_exp_scores_of_a_softmax(normal, num_tokens):
+    @numba.njit
+    def softmax(scores, scale):
+        return scores / ops.exp_scores(scores, scale)
+
+    scores = 20 * normal(num_tokens)
+    np.testing.assert_allclose(softmax(scores.copy(), 0.3), reference.softmax(0.3 * scores), rtol=1e-5, atol=1e-30)
 
 
 def test_combine_experts(normal):

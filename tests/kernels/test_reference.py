@@ -1,8 +1,10 @@
 """The NumPy references against torch and the model, so that what the kernels are compared with is right."""
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
+from families import tiny_model
 
 from deepseek.kernels import reference
 from deepseek.model.config import preset
@@ -16,6 +18,7 @@ def test_norm_activation_and_softmax_equal_torchs():
         reference.rms_norm(x.numpy(), 0, weight.numpy(), 1e-6), F.rms_norm(x, (8,), weight, 1e-6), atol=1e-5
     )
     gate, up = x.chunk(2, 1)
+    np.testing.assert_allclose(reference.softmax(x.numpy()), x.softmax(-1), atol=1e-6)
     np.testing.assert_allclose(reference.silu_and_mul(x.numpy()), F.silu(gate) * up, atol=1e-6)
     probs, entropy = reference.softmax_entropy(x[0].numpy())
     expected = torch.distributions.Categorical(logits=x[0])
@@ -30,7 +33,8 @@ def test_routing_equals_the_models_router():
     torch.nn.init.normal_(router.e_score_correction_bias)
     logits, weights, indices = router(x)
     bias = router.e_score_correction_bias.expand_as(logits)
-    ours = reference.topk_route(logits.numpy(), bias.numpy(), 2, router.config.routed_scaling_factor)
+    scores = reference.sigmoid(logits.numpy())
+    ours = reference.topk_route(scores, bias.numpy(), 0, 2, True, router.config.routed_scaling_factor)
     assert np.array_equal(ours[0], indices)
     np.testing.assert_allclose(ours[1], weights, atol=1e-6)
 
@@ -52,6 +56,26 @@ def test_mla_decode_equals_the_models_attention():
             query, compressed, 0, norm, 1e-6, cos[0, t : t + 1].numpy(), sin[0, t : t + 1].numpy(),
             up_key.transpose(1, 2).numpy(), up_value.numpy(), attention.scaling, caches,
         )  # fmt: skip
+        caches = [np.concatenate([caches[0], entries])]
+        output = attention.o_proj(torch.from_numpy(outputs).float())
+        torch.testing.assert_close(output, expected[:, t], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["mixtral", "glm4_moe"])  # which rotate all of a head and half of it
+def test_gqa_decode_equals_the_models_attention(name):
+    model, length = tiny_model(name, sliding_window=None).model, 6
+    attention, config = model.layers[0].self_attn, model.config
+    x = torch.randn(1, length, config.hidden_size)
+    cos, sin = model.rotary_emb(x, torch.arange(length)[None])
+    mask = torch.full((1, 1, length, length), -torch.inf).triu(1)
+    expected, _ = attention(x, position_embeddings=(cos, sin), attention_mask=mask)
+    cos, sin = (part[0].chunk(2, -1)[0].numpy() for part in (cos, sin))
+    caches = [np.empty((0, 2 * config.num_key_value_heads * attention.head_dim), np.float32)]
+    for t in range(length):
+        qkv = torch.cat([project(x[:, t]) for project in (attention.q_proj, attention.k_proj, attention.v_proj)], -1)
+        step = qkv.numpy(), attention.head_dim, cos[t : t + 1], sin[t : t + 1], attention.scaling, caches
+        outputs, entries = reference.gqa_decode(*step)
         caches = [np.concatenate([caches[0], entries])]
         output = attention.o_proj(torch.from_numpy(outputs).float())
         torch.testing.assert_close(output, expected[:, t], atol=1e-4, rtol=1e-4)

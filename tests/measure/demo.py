@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from deepseek import load
 from deepseek.data.readers import documents
 from deepseek.data.tokenizer import encode_document
-from deepseek.interpret.trace import recorded_routing
+from deepseek.interpret.moe_layers import recorded_experts
 from deepseek.model.load_balancing import tokens_per_expert
 from deepseek.training.metrics import dead_experts
 from deepseek.training.validation import evaluate
@@ -47,9 +47,9 @@ def routing_features(model, tokenizer, texts, window: int) -> list[torch.Tensor]
         ids = torch.tensor(encode_document(tokenizer, text)[1 : model.config.max_position_embeddings])
         if len(ids) < window:
             continue
-        with recorded_routing(model) as record:
+        with recorded_experts(model) as record:
             model(ids[None], use_cache=False)
-        layers = [indices_TK.split(window)[: len(ids) // window] for _, indices_TK, _ in record.values()]
+        layers = [ran.indices.split(window)[: len(ids) // window] for ran in record.values()]
         counts = [[tokens_per_expert(part, model.config.n_routed_experts) for part in layer] for layer in layers]
         features.append(torch.cat([torch.stack(layer) for layer in counts], 1) / window)
     return features

@@ -43,8 +43,8 @@ def greedy(checkpoint: str, texts: list[str], max_new_tokens: int) -> dict:
         ids = encode_document(tokenizer, text)[:PROMPT_TOKENS]
         ours = [token.id for token in stream(model, tokenizer, ids, params, record=False)]
         ids_1S = torch.tensor([ids])  # the mask is needed: without one `generate` takes the first token for padding
-        options = dict(attention_mask=torch.ones_like(ids_1S), do_sample=False, max_new_tokens=max_new_tokens)
-        theirs = stock.generate(ids_1S, **options)[0, len(ids) :].tolist()
+        options = dict(attention_mask=torch.ones_like(ids_1S), do_sample=False, repetition_penalty=1.0)
+        theirs = stock.generate(ids_1S, max_new_tokens=max_new_tokens, **options)[0, len(ids) :].tolist()
         equal += ours == theirs
         num_agreed += sum(itertools.takewhile(bool, (a == b for a, b in zip(ours, theirs))))
     total = max_new_tokens * len(texts)

@@ -40,9 +40,9 @@ def engine_rate(model, tokenizer, seed: int, record: bool) -> float:
     return (len(times) - 1) / (times[-1] - times[0])
 
 
-def browser_rate(page, url: str, seed: int) -> float:
-    """Tokens/s that the page shows."""
-    page.goto(f"{url}/?" + urlencode({"prompt": PROMPT, **SETTINGS, "seed": seed}))
+def browser_rate(page, url: str, seed: int, more: str = "") -> float:
+    """Tokens/s that the page shows; `more` ends its address."""
+    page.goto(f"{url}/?" + urlencode({"prompt": PROMPT, **SETTINGS, "seed": seed}) + more)
     ended = f"document.querySelector('#stats')?.innerText.includes('seed {seed} · ended by')"
     page.wait_for_function(ended, timeout=120_000)  # the sample that the link itself asks for
     page.wait_for_timeout(1500)

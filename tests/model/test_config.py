@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from deepseek.model.config import kv_cache_elements_per_token, parameter_counts, preset
+from deepseek.interpret.moe_layers import parameter_counts
+from deepseek.model.config import kv_cache_elements_per_token, preset
 from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM
 
 

@@ -12,6 +12,7 @@ from deepseek.model import cpu_features
         ({}, "haswell", False, torch.float32),
         ({"avx512bf16": True}, "sapphirerapids", False, torch.bfloat16),
         ({"avx512bf16": True, "amx-tile": True}, "sapphirerapids", True, torch.bfloat16),
+        ({"avx512bf16": True}, "znver4", True, torch.bfloat16),
         ({"avx512bf16": True}, "znver5", True, torch.bfloat16),
     ],
 )

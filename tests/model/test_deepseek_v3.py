@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from safetensors.torch import load_file
 from small import randomized
 from tiny_model import assert_close, logits_in_chunks, logits_of, make_model, random_ids
 
@@ -82,6 +83,12 @@ def test_folders_open_in_both_classes_with_the_same_logits(config, tmp_path):
     expected = logits_of(stock, ids)
     assert_close(logits_of(ours, ids), expected)
     assert_close(logits_of(reopened, ids), expected)
+    # Every engine finds the head; where it is the embedding's, it is so again when the folder is opened, also without it.
+    saved, without = (load_file(tmp_path / name / "model.safetensors") for name in ("ours", "stock"))
+    assert torch.equal(saved["lm_head.weight"], ours.lm_head.weight)
+    assert ("lm_head.weight" in without) == (not config.tie_word_embeddings)
+    for model in (stock, reopened):
+        assert (model.lm_head.weight is model.model.embed_tokens.weight) == config.tie_word_embeddings
     assert_close(logits_in_chunks(reopened, ids, [20, 1, 1, 1, 1]), expected)
 
 

@@ -81,7 +81,6 @@ def test_the_bias_stays_fp32_in_a_bf16_checkpoint(tmp_path):
 
 
 def test_it_trains_under_the_stock_trainer(tmp_path):
-    pytest.importorskip("accelerate")
     ids = random_ids(1, 32)[0]
     arguments = transformers.TrainingArguments(
         tmp_path, max_steps=30, learning_rate=3e-3, logging_steps=1, per_device_train_batch_size=2,

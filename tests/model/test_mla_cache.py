@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from families import tiny_model
 from tiny_model import assert_close, logits_in_chunks, logits_of, make_model, random_ids
 
 from deepseek.model.config import kv_cache_elements_per_token
-from deepseek.model.mla_cache import MLACache
+from deepseek.model.mla_cache import DeepseekV2Cache, MLACache
 
 
 def test_cache_keeps_one_latent_and_one_rotary_key_per_token_and_layer():
@@ -55,3 +56,12 @@ def test_cache_rows_can_be_reordered(change, rows):
     assert_close(
         logits_in_chunks(model, new_ids, 1, cache), logits_of(model, torch.cat([ids[rows], new_ids], 1))[:, 8:]
     )
+
+
+@pytest.mark.parametrize("chunks", [1, [3, 9, 1, 7]], ids=["decode", "chunks"])
+def test_deepseek_v2_gives_the_same_over_this_cache(chunks):
+    model, ids = tiny_model("deepseek_v2"), random_ids(2, 20)
+    cache = DeepseekV2Cache(model.config, capacity=4)
+    assert_close(logits_in_chunks(model, ids, chunks, cache), logits_of(model, ids))
+    entry = model.config.kv_lora_rank + model.config.qk_rope_head_dim
+    assert {layer.keys.shape[-1] for layer in cache.layers} == {entry}

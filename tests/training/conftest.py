@@ -1,10 +1,7 @@
 """Shared by the tests of training: the settings of a small run, and the command line in this process."""
 
-import signal
-
 import pytest
 
-from deepseek import train
 from deepseek.training import runs
 from deepseek.training.config import TrainConfig
 
@@ -25,14 +22,6 @@ def config(small_config, tmp_path):
 
 
 @pytest.fixture
-def train_main(monkeypatch):
+def train_config(train_main):
     """Runs `python -m deepseek.train` with the given settings in this process."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def run(config, resume=False):
-        monkeypatch.setattr("sys.argv", runs.command(config, resume)[2:])
-        train.main()
-
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return lambda config, resume=False: train_main(*runs.command(config, resume)[3:])

@@ -3,6 +3,7 @@
 import json
 import math
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,49 @@ def test_a_bad_command_line_exits_with_one_sentence(arguments, message, capsys):
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.fixture
+def resumable(config):
+    """(settings, arguments to resume) of a run with a folder."""
+    config = config(shard=True)
+    config.run.mkdir()
+    (config.run / "config.json").write_text(json.dumps(vars(config)))
+    return config, [f"--root={config.root}", "--resume"]
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--preset seed", "preset is 'seed'; a resumed run keeps what it has, 'tiny'."),
+        ("--optimizer muon", "optimizer is 'muon'; a resumed run keeps what it has, 'adamw'."),
+        ("--seed 3", "seed is 3; a resumed run keeps what it has, 0."),
+        ("--max-seq-len 64", "max_seq_len is 64; a resumed run keeps what it has, 32."),
+        ("--encoding cp1252", "encoding is 'cp1252'; a resumed run keeps what it has, 'auto'."),
+        ("--eval-every 9", "eval_every is 9; the run holds no text out, and has trained on all; give eval_data."),
+        ("--data a.txt b.txt", "data names 2 sources; a resumed run keeps its 1."),
+        ("--max-steps 0", "max_steps is 0; it must be a whole number from 1 to 10000000."),
+    ],
+)
+def test_a_resumed_run_refuses_by_name_what_it_cannot_change(resumable, capsys, flags, message):
+    with pytest.raises(SystemExit):
+        parse([*resumable[1], *flags.split()])
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: {message}")
+
+
+@pytest.mark.parametrize(
+    "flags, changes",
+    [
+        ("", {}),
+        ("--shard", dict(shard=True)),
+        ("--preset tiny --max-steps 99 --lr 0.1 --data moved.txt", dict(max_steps=99, lr=0.1, data=["moved.txt"])),
+        ("--eval-every 9 --eval-data a.txt", dict(eval_every=9, eval_data=["a.txt"])),
+    ],
+)
+def test_a_resumed_run_takes_the_flags_that_it_is_given(resumable, flags, changes):
+    """Sharding is a matter of how it is launched, and asked for anew."""
+    config, arguments = resumable
+    assert parse([*arguments, *flags.split()]) == (replace(config, **{"shard": False, **changes}), True)
+
+
 def test_commands_and_run_folders_of_version_0_1_are_read(tmp_path):
     command = next(line for line in (V01 / "commands.txt").read_text().splitlines() if "deepseek.train" in line)
     config, _ = parse(shlex.split(command)[1:])
@@ -89,11 +133,24 @@ def test_commands_and_run_folders_of_version_0_1_are_read(tmp_path):
 
 def test_learning_rate_warms_up_and_then_falls_or_stays(config):
     settings = dict(lr=0.1, warmup_steps=10, max_steps=110)
-    cosine, constant = (config(**settings, schedule=name) for name in ("cosine", "constant"))
+    cosine, constant, wsd = (config(**settings, schedule=name) for name in ("cosine", "constant", "wsd"))
     assert [cosine.learning_rate(step) for step in (1, 5, 10)] == pytest.approx([0.01, 0.05, 0.1])
     assert [cosine.learning_rate(step) for step in (35, 60, 110)] == pytest.approx(
         [0.1 * (1 + math.cos(math.pi * progress)) / 2 for progress in (25 / 101, 50 / 101, 100 / 101)]
     )
     assert cosine.learning_rate(110) > 0, "the last step still trains"
     assert {constant.learning_rate(step) for step in range(10, 111)} == {0.1}
+    assert {wsd.learning_rate(step) for step in range(10, 68)} == {0.1}, "until 60 % of 110 steps"
+    assert [wsd.learning_rate(step) for step in (78, 89, 110)] == pytest.approx([0.075, 0.05, 0.1 / 44])
     assert config(warmup_steps=0).learning_rate(1) > 0
+
+
+@pytest.mark.parametrize(
+    "save_every, eval_every, both", [(100, 70, "700"), (10, 25, "50"), (100, 50, None), (100, 0, None)]
+)
+def test_a_note_says_which_checkpoints_can_be_the_best(save_every, eval_every, both):
+    notes = [note for note in TrainConfig(save_every=save_every, eval_every=eval_every).notes() if "the best" in note]
+    assert bool(notes) == bool(both)
+    if both:
+        what = f"eval_every is {eval_every}, save_every {save_every}; checkpoints are validated every {both} steps"
+        assert notes[0].startswith(what)

@@ -86,7 +86,7 @@ def assert_same_run(run, config):
         for key in set(line) & {"loss", "load_balancing_loss", "val_loss", "val_bits_per_byte", "lr", "tokens"}:
             assert line[key] == pytest.approx(expected[key], abs=1e-4), (key, line["step"])
         if "grad_norm" in line:
-            assert line["grad_norm"] == pytest.approx(expected["grad_norm"], abs=1e-4)
+            assert line["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4, abs=1e-4)  # one is 31
             assert torch.tensor(line["load"]).allclose(torch.tensor(expected["load"]), atol=0.01)
     weights, expected = (load_file(folder / f"step-{STEPS:06d}/model.safetensors") for folder in (run, config.run))
     assert set(weights) == set(expected)

@@ -72,11 +72,19 @@ def test_why_a_process_is_gone(tmp_path, monkeypatch, child, change, kills, reas
     monkeypatch.setattr(job_process, "oom_counter", lambda: counter)
     job_process.record_start(tmp_path, child.pid)
     process = job_process.read_json(tmp_path / job_process.PROCESS_FILE)
-    assert job_process.outcome(process) == ("running", "")
+    assert job_process.outcome(tmp_path) == ("running", "")
     child.kill()
     child.wait()
     counter.write_text(f"oom 7\noom_kill {kills}\n")
-    assert job_process.outcome({**process, **change}) == ("killed", reason)
+    job_process.write_json(tmp_path / job_process.PROCESS_FILE, json.dumps({**process, **change}))
+    assert job_process.outcome(tmp_path) == ("killed", reason)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "{}", '{"state": 5, "reason": 1}', '{"pid": 1}', "\0" * 9])
+def test_an_odd_process_file_is_damage(tmp_path, content):
+    assert job_process.outcome(tmp_path) == ("stopped", ""), "trained from Python"
+    (tmp_path / job_process.PROCESS_FILE).write_text(content)
+    assert job_process.outcome(tmp_path) == ("damaged", "its process.json is not as a run writes it")
 
 
 def test_the_counter_is_a_file_of_the_kernel():
@@ -89,7 +97,7 @@ def test_the_end_is_recorded_in_the_bytes_allocated_at_the_start(tmp_path):
     before = file.stat()
     job_process.record_end(tmp_path, "failed", "x" * 10_000)
     assert (file.stat().st_size, file.stat().st_ino) == (before.st_size, before.st_ino)
-    state, reason = job_process.outcome(json.loads(file.read_text()))
+    state, reason = job_process.outcome(tmp_path)
     assert state == "failed" and set(reason) == {"x"}
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from deepseek.training.metrics import History, dead_experts, downsample_indices, duration, routing_change, smooth
+from deepseek.training.metrics import History, cut, dead_experts, downsample_indices, duration, routing_change, smooth
 
 
 def line(step, load, loss=1.0):
@@ -48,6 +48,37 @@ def test_the_time_left_includes_slow_steps():
     before = history.seconds_left(300)
     history.add([{**line(101, [[0.5, 0.5]]), "tokens_per_second": 0.01}])  # it was paused for two hours
     assert history.seconds_left(301) == pytest.approx(before, rel=0.02)
+
+
+@pytest.mark.parametrize("pauses", [[0.0, 0.0], [0.0] * 3, [0.01, 0.02], [0.0]])
+def test_pauses_do_not_count_for_the_time_left(pauses):
+    """A laptop that sleeps twice: hours in one step, whose speed is rounded to 0."""
+    history = History()
+    for step, speed in enumerate([100.0] * 20 + pauses, 1):
+        history.add([{**line(step, [[0.5, 0.5]]), "tokens_per_second": speed}])
+    assert history.seconds_left(len(history.steps) + 10) == pytest.approx(10 * 0.64)
+    history = History()
+    history.add([{**line(1, [[0.5, 0.5]]), "tokens_per_second": 0.0}])
+    assert duration(history.seconds_left(2)) == "21 min 20 s"
+
+
+@pytest.mark.parametrize(
+    "content, num_bytes, kept",
+    [
+        ("1\n2\n3\n", 4, "1\n2\n"),
+        ("1\n2\n3\n", 5, "1\n2\n"),
+        ("1\n2", 100, "1\n"),
+        ("1\n", 0, ""),
+        ("1", 9, ""),
+        (None, 9, ""),
+    ],
+)
+def test_a_file_is_cut_to_whole_lines_and_never_filled_up(tmp_path, content, num_bytes, kept):
+    file = tmp_path / "metrics.jsonl"
+    if content is not None:
+        file.write_text(content)
+    cut(file, num_bytes)
+    assert file.read_text() == kept
 
 
 def test_a_duration_has_its_two_largest_units():

@@ -6,22 +6,23 @@ from types import SimpleNamespace
 import pytest
 
 from deepseek.data.dataloader import PackedDataLoader
+from deepseek.model.config import preset
 from deepseek.training import runs
 from deepseek.training.resource_check import PROGRAM_BYTES, required_bytes
 
 
 @pytest.mark.parametrize("resource, free", [("memory", "768 MiB"), ("disk", "1.0 GiB")])
-def test_a_run_that_does_not_fit_is_refused_with_both_numbers(config, train_main, monkeypatch, resource, free):
+def test_a_run_that_does_not_fit_is_refused_with_both_numbers(config, train_config, monkeypatch, resource, free):
     """By `runs.start`, before there is a process, and by the command line."""
     memory, disk = (3 * 2**28, 2**40) if resource == "memory" else (None, 2**30)
-    monkeypatch.setattr("deepseek.checkpoints.loading.free_memory", lambda: memory)
+    monkeypatch.setattr("deepseek.training.resource_check.free_memory", lambda: memory)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=disk))
     refusal = rf"run 'run' needs about \d+\.\d GiB of {resource}; {free} are free\."
     config = config(preset="seed")
     with pytest.raises(runs.RunError, match=f"^{refusal}$"):
         runs.start(config)
     with pytest.raises(SystemExit) as exit_:
-        train_main(config)
+        train_config(config)
     assert re.fullmatch(f"error: {refusal}", exit_.value.code)
     assert not config.run.exists()
 
@@ -32,15 +33,16 @@ def test_every_process_needs_memory_of_its_own(config, monkeypatch):
     memory, checkpoint = required_bytes(copied)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    weights = (checkpoint - 4 * PackedDataLoader.BUFFER_BLOCKS * copied.max_seq_len) // 12
+    head = 4 * preset("seed").vocab_size * preset("seed").hidden_size
+    weights = (checkpoint - head - 4 * PackedDataLoader.BUFFER_BLOCKS * copied.max_seq_len) // 12
     per_process = required_bytes(sharded)[0] - memory  # the program, and its logits
     assert per_process > PROGRAM_BYTES
     assert required_bytes(copied) == (memory + per_process + 16 * weights, checkpoint)
 
 
-def test_the_estimate_of_a_checkpoint_is_its_size(config, train_main):
+def test_the_estimate_of_a_checkpoint_is_its_size(config, train_config):
     config = config(max_steps=1)
-    train_main(config)
+    train_config(config)
     checkpoint = runs.find(config.root, "run").checkpoint
     size = sum(file.stat().st_size for file in checkpoint.iterdir())
     assert required_bytes(config)[1] == pytest.approx(size, rel=0.1)

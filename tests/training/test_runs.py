@@ -88,7 +88,7 @@ def nan_checkpoint(checkpoint, folder):
 
 
 def test_a_run_that_is_stopped_or_fails_before_its_first_step_leaves_its_name_free(
-    config, train_main, tmp_path, checkpoint
+    config, train_config, tmp_path, checkpoint
 ):
     find = lambda: runs.find(tmp_path, "run")  # noqa: E731
     runs.start(config())
@@ -101,7 +101,7 @@ def test_a_run_that_is_stopped_or_fails_before_its_first_step_leaves_its_name_fr
         (dict(init_from=nan), ".* in 'model.layers.1.self_attn.o_proj.weight' that are not finite.*"),
     ]:
         with pytest.raises(SystemExit) as exit_:
-            train_main(config(**changes))
+            train_config(config(**changes))
         assert find().state == "failed" and re.fullmatch(reason, find().reason)
         assert exit_.value.code == f"error: {find().reason}"
 
@@ -120,24 +120,29 @@ def test_a_full_disk_is_the_reason_of_the_failure(config, tmp_path):
     command = [*unshare, script, "sh", *runs.command(config(root=disk, save_every=1), False)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
-    assert "No space left" in result.stderr
+    assert result.stderr.startswith("error: the disk is full")
     process = job_process.read_json(tmp_path / job_process.PROCESS_FILE)
     reason = "the disk is full; the last good checkpoint is kept, free some space and resume"
     assert (process["state"], process["reason"]) == ("failed", reason)
 
 
-def test_a_finished_run_is_archived_and_neither_resumed_nor_started_again(config, train_main):
+def test_a_finished_run_is_archived_and_neither_resumed_nor_started_again(config, train_config):
     config = config(max_steps=1)
-    train_main(config)
+    train_config(config)
     run = runs.find(config.root, "run")
     assert (run.state, run.step) == ("finished", 1)
-    with pytest.raises(runs.RunError, match="is finished"):
+    with pytest.raises(runs.RunError, match="is finished; max_steps is 1, it must be above 1"):
         runs.resume(config.root, "run")
     with pytest.raises(runs.RunError, match="exists; resume it or choose another name"):
         runs.start(config)
+    for other in (run.folder / "mine.zip", run.checkpoint / ".DS_Store"):
+        other.touch()
+    (run.checkpoint / "notes").mkdir()
     file = runs.archive(run.checkpoint)
+    assert (run.folder / "mine.zip").exists(), "of somebody else"
     assert file == runs.archive(run.checkpoint)
     with zipfile.ZipFile(file) as archive:
+        assert not [name for name in archive.namelist() if "notes" in name or "DS_Store" in name]
         archive.extractall(run.folder / "opened")
     assert file.stat().st_size < sum(part.stat().st_size for part in run.checkpoint.iterdir()) / 2
     model, tokenizer = deepseek.load(run.folder / "opened" / file.stem)
@@ -170,6 +175,47 @@ def test_a_checkpoint_that_cannot_be_opened_is_refused_before_the_start(config, 
     assert runs.list_runs(tmp_path) == []
 
 
+# Damaged
+
+
+@pytest.mark.parametrize(
+    "file, content, reason",
+    [
+        ("metrics.jsonl", '{"step": 1}\n{"step": 2}\n\n', "its metrics.jsonl has lines that no run writes"),
+        (
+            "metrics.jsonl",
+            '{"step": 1}\n{"st\n{"step": 2}\n',
+            "its metrics.jsonl has lines that no run writes",
+        ),
+        (
+            "metrics.jsonl",
+            '{"step": 1}\n{"step": 2}\n{"step": "many"}\n',
+            "its metrics.jsonl has lines that no run writes",
+        ),
+        ("process.json", '{"state": 5}', "its process.json is not as a run writes it"),
+        ("config.json", "{", "'.*config.json' cannot be used: Expecting property name.*"),
+        ("config.json", "[]", "'.*config.json' cannot be used: 'list'.*"),
+        ("config.json", '{"max_steps": "many"}', "'.*config.json' cannot be used: max_steps is 'many'; it must be .*"),
+        ("config.json", '{"max_step": 7}', "'.*config.json' cannot be used: 'max_step' is no setting."),
+        ("config.json", "\xff", "'.*config.json' cannot be used: 'utf-8' codec.*"),
+    ],
+)
+def test_a_damaged_run_is_shown_as_such_and_hides_no_other(tmp_path, file, content, reason):
+    for name in ("whole", "odd"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text('{"max_steps": 7}')
+        (tmp_path / name / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')  # no run
+    (tmp_path / "odd" / file).write_text(content, "latin-1")
+    odd, whole = sorted(runs.list_runs(tmp_path), key=lambda run: run.name)
+    assert (whole.name, whole.state, whole.reason, whole.step, whole.steps) == ("whole", "stopped", "", 2, 7)
+    assert (odd.state, odd.step) == ("damaged", 2) and re.match(reason, odd.reason)
+    assert [line["step"] for line in runs.metrics(odd.folder)[0]] == [1, 2]
+    runs.delete(tmp_path, "odd")
+    assert [run.name for run in runs.list_runs(tmp_path)] == ["whole"]
+
+
 # Reading
 
 
@@ -180,9 +226,9 @@ def test_metrics_are_read_by_complete_lines_and_anew_after_a_resume(tmp_path):
     lines, offset = runs.metrics(tmp_path)
     assert [line["step"] for line in lines] == [1, 2]
     with file.open("a") as rest:
-        rest.write('ep": 3, "loss": "é"}\n')
+        rest.write('ep": 3, "note": "é"}\n')
     lines, offset = runs.metrics(tmp_path, offset)
-    assert lines == [{"step": 3, "loss": "é"}] and offset == file.stat().st_size
+    assert lines == [{"step": 3, "note": "é"}] and offset == file.stat().st_size
     assert runs.metrics(tmp_path, offset) == ([], offset)
     os.truncate(file, 12)
     assert runs.metrics(tmp_path, offset) == ([{"step": 1}], 12), "shorter than before"

@@ -4,7 +4,11 @@ import math
 
 import pytest
 import torch
+from chatting import WHOLE
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
+from deepseek.data.text_lines import note
 from deepseek.data.tokenizer import encode_document
 from deepseek.training.validation import MAX_PROBE_TOKENS, evaluate, probe
 
@@ -27,6 +31,26 @@ def test_loss_and_bits_per_byte_are_those_of_each_document_alone(model, tokenize
         assert (result.tokens, result.bytes) == (tokens, num_bytes)
         assert result.loss == pytest.approx(total / tokens, rel=1e-5)
         assert result.bits_per_byte == pytest.approx(total / math.log(2) / num_bytes, rel=1e-5)
+
+
+def test_bits_per_byte_counts_the_characters_that_the_model_was_given(model, caplog):
+    """A tokenizer of the letters a to z drops the others."""
+    words = Tokenizer(models.BPE({"[UNK]": 0, **{chr(97 + i): i + 1 for i in range(26)}}, [], unk_token="[UNK]"))
+    words.decoder = decoders.Fuse()
+    lossy = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", bos_token="[UNK]")
+    caplog.set_level("INFO", "deepseek")
+    note.cache_clear()
+    result, whole = (evaluate(model, lossy, [text], 200) for text in ("fo 漢字 x", "fox"))
+    assert (result.bytes, whole.bytes) == (3, 3)
+    assert result.bits_per_byte == pytest.approx(result.loss * result.tokens / math.log(2) / 3)
+    assert caplog.messages == [
+        "the tokenizer drops characters: the model is given 3 of the text's 11 bytes, and bits per byte counts those."
+    ]
+
+
+def test_bits_per_byte_counts_the_special_tokens_of_a_chat(chat_model, chat_tokenizer, caplog):
+    caplog.set_level("INFO", "deepseek")
+    assert evaluate(chat_model, chat_tokenizer, [WHOLE], 200).bytes == len(WHOLE) and not caplog.messages
 
 
 def test_every_token_of_a_document_longer_than_the_window_is_predicted_once(model, tokenizer):

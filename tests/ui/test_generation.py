@@ -1,8 +1,13 @@
 """Generations of the page, on the demo."""
 
 import threading
+from types import SimpleNamespace
+
+import gradio as gr
 
 from deepseek import SamplingParams, stream
+from deepseek.ui import page
+from deepseek.ui.components.traces import as_sampled, trace_text
 from deepseek.ui.generation import generate
 
 
@@ -25,11 +30,29 @@ def test_a_branch_keeps_the_tokens_before_it_and_continues_from_there(demo):
     params = SamplingParams(temperature=0.9, top_k=50, presence_penalty=0.4, seed=11, max_new_tokens=30)
     *_, parent = generate(*demo, "Once upon a time", params)
     other = next(c.id for c in parent.tokens[10].candidates if c.id != parent.tokens[10].id)
-    *_, branch = generate(*demo, "Once upon a time", params, {10: other}, parent)
+    *_, branch = generate(*demo, "Once upon a time", params, {10: other}, parent.branches)
     ids = [token.id for token in branch.tokens]
     assert ids[:10] == [token.id for token in parent.tokens[:10]] and ids[10] == other
     forced = dict(enumerate(ids[:11]))
     assert [t.id for t in stream(*demo, "Once upon a time", params, forced)] == ids
     unchanged = {10: parent.tokens[10].id}
-    *_, same = generate(*demo, "Once upon a time", params, unchanged, parent)
+    *_, same = generate(*demo, "Once upon a time", params, unchanged, parent.branches)
     assert [token.id for token in same.tokens] == [token.id for token in parent.tokens]
+
+
+def test_other_tabs_read_a_text_as_the_tokens_that_were_sampled(demo):
+    """Not as those that its text is tokenized to, here fewer."""
+    model, tokenizer = demo
+    letters = dict(enumerate(tokenizer.convert_tokens_to_ids(list("once"))))
+    *_, generation = generate(*demo, "At", SamplingParams(seed=3, max_new_tokens=6), letters)
+    read = trace_text(*demo, as_sampled(generation.text, generation, model))
+    assert tuple(read.ids) == generation.ids and read.ids[-6:] == [token.id for token in generation.tokens]
+    assert len(trace_text(*demo, generation.text).ids) < len(read.ids)
+    assert as_sampled("At", generation, model) == "At"
+    generation.checkpoint = "another"
+    assert as_sampled(generation.text, generation, model) == generation.text, "its ids mean nothing to another model"
+
+
+def test_tabs_follow_the_sample_but_keep_a_text_of_the_user_s():
+    sample = SimpleNamespace(text="new")
+    assert page.give_text(sample, "old", "old", "", "mine") == ["new", "new", "new", gr.skip()]

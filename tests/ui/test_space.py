@@ -17,12 +17,13 @@ from gradio_client.exceptions import AppError
 from running import ROOT, started_app, wait_until
 
 from deepseek import SamplingParams, stream
+from deepseek.inference.engine import stream_batch
 from deepseek.interpret.interventions import Intervention
 from deepseek.training import runs
 from deepseek.ui.server import access_control, model_registry, zerogpu
 
 SECRET = "the owner's"
-DECORATED = {"decorated": "deepseek.ui.server.zerogpu.stream"}
+DECORATED = {"decorated": "deepseek.ui.server.zerogpu.stream_batch"}
 # sitecustomize of every Python that the app starts: logs and refuses a connection to another host.
 NO_NETWORK = """
 import os, socket
@@ -198,13 +199,14 @@ def test_a_large_model_gives_the_same_samples_under_the_decorator(tmp_path, monk
     params = SamplingParams(seed=3, max_new_tokens=12)
 
     def sample(function, prompt, *rest):
-        return "".join(token.text for token in function(*demo, prompt, params, *rest))
+        return "".join(token.text for (token,) in function(*demo, prompt, [params], *rest))
 
-    assert sample(model_registry.stream, "Once upon a time") == sample(stream, "Once upon a time")
+    assert sample(model_registry.stream_batch, "Once upon a time") == sample(stream_batch, "Once upon a time")
     changes = {2: 7}, [Intervention(0, "off")]
-    assert sample(model_registry.stream, "Once upon a time", *changes) == sample(stream, "Once upon a time", *changes)
+    expected = sample(stream_batch, "Once upon a time", *changes)
+    assert sample(model_registry.stream_batch, "Once upon a time", *changes) == expected
     with pytest.raises(gr.Error if zerogpu else ValueError, match="the model reads"):
-        sample(model_registry.stream, "word " * 3000)
+        sample(model_registry.stream_batch, "word " * 3000)
     if zerogpu:
         lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
         assert lines == [DECORATED, *[{"seconds": 20}] * 3]

@@ -13,7 +13,7 @@ from deepseek.ui.plots.style import show_invisible
 ASSETS = Path(__file__).parents[3] / "assets"
 
 
-def _table(script: str, css_class: str, label: str, headers: list[str], value: str, elem_id: str) -> gr.HTML:
+def script_table(script: str, css_class: str, label: str, headers: list[str], value: str, elem_id: str) -> gr.HTML:
     """A table whose rows a script in assets/ makes from `value`."""
     names = "".join(f'<th scope="col">{name}</th>' for name in headers)
     table = f'<table aria-label="{label}"><thead><tr>{names}</tr></thead><tbody></tbody></table>'
@@ -37,14 +37,20 @@ def heading(generation, index: int) -> str:
             text += f", from {token.temperature_entropy:.2f} nats over {candidates:,} candidates"
     if index in generation.forced_tokens:
         text += " · forced by you"
+    elif token.stages:
+        text += f" · decided by {token.decided_by}"
     if token.experts:
         layers = []
         for layer, chosen in sorted(token.experts.items()):
             experts, weights = zip(*chosen)
             percents = (f"{expert} ({weight:.0%})" for expert, weight in zip(experts, normalized(weights)))
             layers.append(f"layer {layer}: {', '.join(percents)}")
-        text += "\n\nRouted to experts " + " · ".join(layers)
-    return text + "\n\nSampler order: model → " + " → ".join(stage.name for stage in token.stages)
+        text += "\n\nRouted to experts: " + " · ".join(layers)
+    dry = next((stage for stage in token.stages if stage.name == "DRY" and stage.details.get("match")), None)
+    if dry:
+        length = int(dry.details["match"])
+        text += f"\n\nThe {length} tokens before it stood in the text once before; DRY makes what followed them less likely."
+    return text + "\n\nSamplers in use: " + " → ".join(["model", *(s.name for s in token.stages if s.active)])
 
 
 def rows(generation) -> str:
@@ -58,8 +64,8 @@ def rows(generation) -> str:
     return script_json(table)
 
 
-def candidates(token) -> str:
-    """The value of the candidates' table."""
+def candidates(token, index: int) -> str:
+    """The value of the table of the candidates of `token`, the one at `index`."""
     rows = [
         {
             "id": candidate.id,
@@ -71,21 +77,21 @@ def candidates(token) -> str:
         }
         for candidate in token.candidates
     ]
-    return script_json({"rows": rows})
+    return script_json({"index": index, "rows": rows})
 
 
 def show(generation, index: int):
     """(heading, funnel, candidates) of the token at `index`, or of the last one if there are fewer."""
     index = min(index, len(generation.tokens) - 1)
     token = generation.tokens[index]
-    return heading(generation, index), funnel(token, generation.params), candidates(token)
+    return heading(generation, index), funnel(token, generation.params), candidates(token, index)
 
 
 def text_table(generation) -> gr.HTML:
     """Draws the text as a plain table, for screen readers and for copying."""
     headers = ["position", "token", "probability", "rank", "entropy", "temperature", "layer:experts"]
     label = "the text, one row per token"
-    return _table("table.js", "candidates long", label, headers, rows(generation), "text-table")
+    return script_table("table.js", "candidates long", label, headers, rows(generation), "text-table")
 
 
 def build(generation):
@@ -95,4 +101,4 @@ def build(generation):
     plot = figure(plot, "funnel", elem_classes="wide")
     with gr.Accordion("candidates: click one to continue from here with it", open=False):
         label, headers = "candidates of the selected token", ["token", "model", "sampler", "removed by"]
-        return head, plot, _table("candidates.js", "candidates", label, headers, value, "candidates")
+        return head, plot, script_table("candidates.js", "candidates", label, headers, value, "candidates")

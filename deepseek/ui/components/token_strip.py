@@ -8,7 +8,8 @@ import gradio as gr
 
 from deepseek.ui.plots.style import EXPERT_COLOURS
 
-SCRIPT = (Path(__file__).parents[3] / "assets" / "strip.js").read_text("utf-8")
+ASSETS = Path(__file__).parents[3] / "assets"
+SCRIPT = "".join((ASSETS / name).read_text("utf-8") for name in ("tokens.js", "strip.js"))
 
 
 def token_strip(elem_id: str, colour: str, help: str, value: str) -> gr.HTML:
@@ -17,7 +18,7 @@ def token_strip(elem_id: str, colour: str, help: str, value: str) -> gr.HTML:
     template = f"""
         <div class="strip" data-colours="{colours}" data-first="{colour}">
           <div class="bar"><label>colour by <select aria-label="colour the tokens by"></select></label>
-          <span class="legend"></span></div>
+          <span class="legend"></span><button class="copy" title="copy the text">Copy</button></div>
           <div class="tokens" id="{elem_id}-tokens" role="listbox" tabindex="0" aria-label="{help}"></div>
           <div class="detail" aria-live="polite"></div>
         </div>"""
@@ -33,9 +34,13 @@ def _line(record: dict) -> str:
     return script_json(record) + "\n"
 
 
-def head_line(layers, experts: int, prompt: str = "", colours=("probability", "entropy", "temperature")) -> str:
-    """The first line of a text: its prompt, and what its tokens can be coloured by."""
-    return _line({"prompt": prompt, "layers": list(layers), "experts": experts, "colours": list(colours)})
+COLOURS = ("probability", "sampler probability", "decided by", "entropy", "temperature")  # of a generated text
+
+
+def head_line(layers, experts: int, prompt="", ids=(), depth=0, colours=COLOURS) -> str:
+    """The first line of a text: its MoE layers out of `depth`, its prompt with its ids, and what its tokens are coloured by."""
+    text = {"prompt": prompt, "ids": list(ids)}
+    return _line({**text, "layers": list(layers), "experts": experts, "depth": depth, "colours": list(colours)})
 
 
 def _rounded(chosen) -> list:
@@ -46,8 +51,12 @@ def generated_line(token) -> str:
     """The line of one TokenTrace."""
     return _line(
         {
-            "t": "⏹" if token.finish_reason == "stop" and not token.text else token.text,
+            "i": token.id,
+            "t": token.text,
+            **({"s": "⏹"} if token.finish_reason == "stop" and not token.text else {}),
             "p": round(token.probability, 5),
+            "q": round(token.sampler_probability, 5),
+            **({"d": decided_by} if (decided_by := token.decided_by) != "model" else {}),
             "r": token.rank,
             "h": round(token.entropy, 3),
             "T": token.temperature,
@@ -66,9 +75,9 @@ def traced_lines(trace) -> str:
     experts = trace.routing[0].num_experts if trace.routing else 0
     lines = [head_line([layer.layer for layer in trace.routing], experts, colours=["probability"])]
     layers = [(layer.layer, layer.indices.tolist(), layer.weights.tolist()) for layer in trace.routing]
-    for position, (text, probability) in enumerate(zip(trace.tokens, trace.probabilities)):
+    for position, (id, text, probability) in enumerate(zip(trace.ids, trace.tokens, trace.probabilities)):
         chosen = {layer: _rounded(zip(indices[position], weights[position])) for layer, indices, weights in layers}
-        lines.append(_line({"t": text, "p": probability and round(probability, 5), "e": chosen}))
+        lines.append(_line({"i": id, "t": text, "p": probability and round(probability, 5), "e": chosen}))
     return "".join(lines)
 
 
@@ -77,9 +86,10 @@ def attended_line(weights_T, token: int) -> str:
     return _line({"from": token, "a": [round(100 * weight) for weight in weights_T.tolist()]})
 
 
-def attended_lines(tokens: list[str], weights_T, token: int) -> str:
-    """All lines of a text coloured by the attention of one of its tokens."""
-    lines = [head_line([], 0, colours=["attention"]), *(_line({"t": text}) for text in tokens)]
+def attended_lines(trace, weights_T, token: int) -> str:
+    """All lines of a Trace coloured by the attention of one of its tokens."""
+    tokens = zip(trace.ids, trace.tokens)
+    lines = [head_line([], 0, colours=["attention"]), *(_line({"i": id, "t": text}) for id, text in tokens)]
     return "".join(lines) + attended_line(weights_T, token)
 
 

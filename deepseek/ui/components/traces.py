@@ -1,15 +1,16 @@
 """Traces for the tabs and the API, within a time limit; every refusal is a gr.Error."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from deepseek.interpret.interventions import ablation_effects
+from deepseek.interpret.importance import KnockOut, knock_outs, ranked_layers
+from deepseek.interpret.interventions import intervened
 from deepseek.interpret.routing_stats import MAX_CHARACTERS, LongTrace, trace_long_text
-from deepseek.interpret.trace import Trace, routers
+from deepseek.interpret.trace import Trace, trace
 from deepseek.ui.errors import user_errors
-from deepseek.ui.generation import DEADLINE_S
+from deepseek.ui.generation import DEADLINE_S, Generation
 from deepseek.ui.server import model_registry
 
 TEXTS = Path(__file__).parents[3] / "assets" / "texts"
@@ -18,22 +19,31 @@ EXAMPLE_TEXTS = {name: (TEXTS / f"{name}.txt").read_text("utf-8").strip() for na
 
 @contextmanager
 def _check_text(text):
-    """Turns a ValueError into a gr.Error, one for a `text` that is no text included."""
+    """Turns a ValueError into a gr.Error, one for a `text` that is neither text nor ids included."""
     with user_errors():
-        if not isinstance(text, str):
+        if not isinstance(text, (str, tuple)):
             raise ValueError(f"text is {text!r:.60}; it must be text.")
         yield
 
 
-def trace_text(model, tokenizer, text: str) -> Trace:
-    """The trace of a text. Raises gr.Error."""
+def as_sampled(text: str, generation: Generation, model) -> str | tuple[int, ...]:
+    """The ids that `text` was sampled as if it is the text of `generation`, by `model`; else the text, to be tokenized."""
+    known = generation and text == generation.text and model.name_or_path == generation.checkpoint
+    return generation.ids if known else text
+
+
+def trace_text(model, tokenizer, text: str | tuple[int, ...], interventions=()) -> Trace:
+    """The trace of a text or of token ids, under interventions. Raises gr.Error."""
     with _check_text(text):
-        if len(text) > MAX_CHARACTERS:
+        if isinstance(text, str) and len(text) > MAX_CHARACTERS:
             raise ValueError(f"text has {len(text):,} characters; it must have at most {MAX_CHARACTERS:,}.")
+        if interventions:
+            with intervened(model, interventions):
+                return trace(model, tokenizer, text)
         return model_registry.cached_trace(model, tokenizer, text)
 
 
-def trace_long(model, tokenizer, text: str, on_progress=lambda fraction: None) -> LongTrace:
+def trace_long(model, tokenizer, text: str | tuple[int, ...], on_progress=lambda fraction: None) -> LongTrace:
     """`routing_stats.trace_long_text` within DEADLINE_S seconds. Raises gr.Error."""
     start = time.monotonic()
 
@@ -46,16 +56,19 @@ def trace_long(model, tokenizer, text: str, on_progress=lambda fraction: None) -
         return trace_long_text(model, tokenizer, text, step)
 
 
-def ablate_layers(model, tokenizer, text: str, layers: list[int]) -> Iterator[dict[int, list[float]]]:
-    """Yields {layer: change in loss with each of its experts ablated}, one more layer each time. Raises gr.Error."""
-    start, rows = time.monotonic(), {}
+def within_deadline(steps: Iterable, text, what: str) -> Iterator:
+    """The results of `steps` over a text, within DEADLINE_S seconds. Raises gr.Error."""
+    start = time.monotonic()
     with _check_text(text):
-        router = routers(model)
-        if not set(layers) <= set(router):
-            raise ValueError(f"layer is {layers[0]!r:.20}; it must be one that has experts.")
-        for layer, _, effect in ablation_effects(model, tokenizer, text, layers):
-            rows.setdefault(layer, []).append(effect)
-            if len(rows[layer]) == len(router[layer].weight):
-                yield rows
+        for step in steps:
+            yield step
             if time.monotonic() - start > DEADLINE_S:
-                raise ValueError(f"the ablation took over {DEADLINE_S} seconds; choose one layer or a shorter text.")
+                raise ValueError(f"{what} took over {DEADLINE_S} seconds; choose one layer or a shorter text.")
+
+
+def knocked_out(model, tokenizer, text: str | tuple[int, ...], layers: list[int]) -> Iterator[KnockOut]:
+    """`importance.knock_outs` of `layers`, within DEADLINE_S seconds. Raises gr.Error."""
+    with user_errors():
+        if not set(layers) <= set(ranked_layers(model)):
+            raise ValueError(f"layer is {layers[0]!r:.20}; it must be one that has experts.")
+    yield from within_deadline(knock_outs(model, tokenizer, text, layers), text, "the ablation")

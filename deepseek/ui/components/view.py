@@ -3,6 +3,7 @@
 import functools
 import inspect
 import json
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import Field
 from pathlib import Path
@@ -10,10 +11,21 @@ from pathlib import Path
 import gradio as gr
 
 from deepseek.settings.schema import holds_several, item_type
-from deepseek.ui.generation import MODEL_QUEUE, UNQUEUED
+from deepseek.ui.components.shared_outputs import SharedOutputs
+from deepseek.ui.generation import MODEL_QUEUE, QUICK_QUEUE
 from deepseek.ui.server import model_registry
 
 CSV_SCRIPT = (Path(__file__).parents[3] / "assets" / "figure.js").read_text("utf-8")
+
+DRAW_LINES = """
+const lines = element.querySelector('.lines'), draw = () => { lines.textContent = props.value || ''; };
+watch('value', draw);
+draw();
+"""
+RENEWED_JS = """
+const tab = element.closest('[role=tabpanel]');
+watch('value', () => { if (tab.checkVisibility()) trigger('renewed'); });
+"""
 
 
 def figure(value, name: str, **options) -> gr.Plot:
@@ -25,14 +37,44 @@ def figure(value, name: str, **options) -> gr.Plot:
     with gr.Column(elem_classes="figure"):
         plot = gr.Plot(value, show_label=False, **{"elem_id": name, **options})
         button = gr.Button("CSV", size="sm", elem_classes="csv", elem_id=f"csv-{name}")
-    button.click(None, plot, None, js=f"plot => ({CSV_SCRIPT})(plot, {json.dumps(name)})", **UNQUEUED)
+    button.click(None, plot, None, js=f"plot => ({CSV_SCRIPT})(plot, {json.dumps(name)})", **QUICK_QUEUE)
     return plot
+
+
+def changed(shown: dict, panel: str, content) -> bool:
+    """Whether `panel` does not show `content` yet; notes in `shown` that it does now.
+
+    `shown` ({panel: checksum}) lies in the page and travels with every poll. Were it kept here, an answer that is
+    overtaken by another would leave its panel out of date for good.
+    """
+    before, shown[panel] = shown.get(panel), zlib.crc32(repr(content).encode())
+    return before != shown[panel]
+
+
+def text_lines(value: str) -> gr.HTML:
+    """Lines that are shown as text, whatever they hold."""
+    template = '<div class="lines" aria-live="polite"></div>'
+    return gr.HTML(html_template=template, js_on_load=DRAW_LINES, value=value, min_width=320)
 
 
 def text_box(text: str) -> tuple[gr.Textbox, gr.Button]:
     """A box with the text to trace, and its button."""
-    box = gr.Textbox(text, label="text", info="the current sample, or any text of yours", lines=2, max_lines=6)
+    box = gr.Textbox(
+        text,
+        label="text",
+        info="the current sample, or any text of yours, which stays; empty it to follow the samples again",
+        lines=2,
+        max_lines=6,
+    )
     return box, gr.Button("Trace", variant="primary")
+
+
+def sample_watch() -> gr.HTML:
+    """A hidden element whose value changes with the user's sample and checkpoint; `renewed` is its event if its tab is open then.
+
+    A tab that is opened while a text grows has drawn the text before.
+    """
+    return gr.HTML(html_template="<div></div>", js_on_load=RENEWED_JS, value="", visible="hidden")
 
 
 def setting_control(field: Field, value, label: str, **options) -> gr.components.Component:
@@ -54,9 +96,33 @@ def setting_control(field: Field, value, label: str, **options) -> gr.components
     return gr.Number(precision=0 if item_type(field) is int else None, **options)
 
 
+def on_pick(
+    dropdown: gr.Dropdown, function: Callable, inputs: Sequence, outputs: Sequence, js: str = "(...values) => values"
+) -> None:
+    """Has `function(*inputs)`, the last of which is the `dropdown`, answer once an option is picked.
+
+    gradio's input event also comes when a dropdown is only left, and after a choice a second time: what the user had set by
+    then would be overwritten. `js` is a function of the page that the inputs go through first.
+    """
+
+    def respond(*values):
+        return gr.skip() if values[-1] is None else function(*values)
+
+    js = f"(...values) => {{ values = ({js})(...values); return [...values.slice(0, -1), picked() ? values.at(-1) : null] }}"
+    dropdown.input(respond, inputs, outputs, js=js, trigger_mode="multiple", **QUICK_QUEUE)
+
+
+def checkpoints_offered(path: str, current: str) -> dict:
+    """The update of what a dropdown of checkpoints offers to a user of `path`, on a page built for `current`.
+
+    The user's own is always among them: the list may be open, and gradio 6.31 raises an error where an open list gets shorter.
+    """
+    return gr.update(choices=list(dict.fromkeys([*model_registry.choices(current), path])))
+
+
 def checkpoint_choice(path: str, current: str) -> dict:
-    """The update of a dropdown of checkpoints to the user's, `path`, on a page built for `current`."""
-    return gr.update(choices=list(dict.fromkeys([*model_registry.choices(current), path])), value=path)
+    """`checkpoints_offered`, with the user's chosen."""
+    return {**checkpoints_offered(path, current), "value": path}
 
 
 def first_of(generator: Callable[..., Iterator]) -> Callable:
@@ -83,44 +149,46 @@ def connect_view(
     sub_tab: tuple[gr.State, str] | None = None,
     **options,
 ):
-    """Redraws a view on the events `requested`, and if out of date on the events `opened`; returns both lists of listeners.
+    """Redraws a view on the events `requested`, and if out of date on the events `opened`.
 
-    `redraw(model, tokenizer, *values of inputs)` returns the values of `outputs`, or yields them as they grow. The view is out
-    of date unless it shows the user's checkpoint and the present values of the first `num_watched` inputs; at first it shows
-    nothing, or if `is_drawn` the page's own checkpoint. For another checkpoint `fit(model)` gives the properties (value,
-    choices, maximum) of the inputs in `fitted`. A view in a sub-tab gives (State with the open sub-tab's name, its own name).
+    Returns the view's SharedOutputs and the listeners of `opened`. `redraw(model, tokenizer, *values of inputs)` returns the
+    values of `outputs`, or `redraw(turn, model, ...)` yields them as they grow, until `turn.is_over()`. The view is out of date
+    unless it shows the user's checkpoint and the present values of the first `num_watched` inputs; at first it shows nothing,
+    or if `is_drawn` the page's own checkpoint. For another checkpoint `fit(model)` gives the properties (value, choices,
+    maximum) of the inputs in `fitted`. A view in a sub-tab gives (State with the open sub-tab's name, its own name).
     `options` are those of a gradio event.
     """
     shows = (checkpoint.value, *(block.value for block in inputs[:num_watched])) if is_drawn else None
     drawn = gr.State(shows, time_to_live=3600)
     open_tab, name = sub_tab or (checkpoint, None)
-    all_inputs, all_outputs = [checkpoint, *inputs], [*outputs, drawn]
-    options = {**dict(api_visibility="private", show_progress="minimal"), **MODEL_QUEUE, **options}
+    all_inputs = [checkpoint, *inputs]
     streams = inspect.isgeneratorfunction(redraw)
+    options = dict(show_progress="minimal", show_progress_on=list(outputs), **MODEL_QUEUE) | options
+    view = SharedOutputs([*outputs, drawn, *fitted], **options)
+
+    def draw(turn, path, values, updates):
+        opened = model_registry.get_model(path)
+        drawings = redraw(turn, *opened, *values) if streams else [redraw(*opened, *values)]
+        for drawing in drawings:
+            yield [*drawing, (path, *values[:num_watched]), *updates]
 
     # The page shows a redraw's gr.Progress only if some function has it as a default.
-    def on_request(_progress=gr.Progress(), path="", *values):  # noqa: B008
-        drawings = redraw(*model_registry.get_model(path), *values)
-        for drawing in drawings if streams else [drawings]:
-            yield [*drawing, (path, *values[:num_watched])]
+    def on_request(turn, _progress=gr.Progress(), path="", *values):  # noqa: B008
+        yield from draw(turn, path, values, [gr.skip() for _ in fitted])
 
-    def on_open(open_name, drawn, path, *values):
+    def on_open(turn, open_name, drawn, path, *values):
         updates = [gr.skip() for _ in fitted]
         if drawn and tuple(drawn) == (path, *values[:num_watched]) or name is not None and open_name != name:
-            yield [*(gr.skip() for _ in all_outputs), *updates]
+            yield gr.skip()
             return
         if not drawn or path != drawn[0]:
             properties = fit(model_registry.get_model(path)[0])
             updates = [gr.update(**each) for each in properties]
             fitted_value = {inputs.index(block): each["value"] for block, each in zip(fitted, properties)}
             values = [fitted_value.get(index, value) for index, value in enumerate(values)]
-        for drawing in on_request(None, path, *values):
-            yield [*drawing, *updates]
+        yield from draw(turn, path, values, updates)
 
-    handlers = on_request, on_open
-    if not streams:  # gradio sends twice what a generator yields last
-        handlers = first_of(on_request), first_of(on_open)
-    return (
-        [event(handlers[0], all_inputs, all_outputs, **options) for event in requested],
-        [event(handlers[1], [open_tab, drawn, *all_inputs], [*all_outputs, *fitted], **options) for event in opened],
-    )
+    handlers = (on_request, on_open) if streams else (first_of(on_request), first_of(on_open))
+    for event in requested:
+        view.on(event, handlers[0], all_inputs)
+    return view, [view.on(event, handlers[1], [open_tab, drawn, *all_inputs]) for event in opened]

@@ -54,7 +54,7 @@ def cache_bytes(cache, tokens: int, context: int | None) -> go.Figure:
 
 def latent_norms(cache) -> go.Figure:
     """Norms of the latents in every layer: the mean over the text's tokens, with bars from the minimum to the maximum."""
-    layers = list(range(len(cache.cached_norms)))
+    layers = cache.latent_layers
     figure = go.Figure()
     for name, norms, colour in (("before RMSNorm", cache.raw_norms, 5), ("in the cache", cache.cached_norms, 1)):
         mean = norms.mean(1)

@@ -7,6 +7,7 @@ from plotly.subplots import make_subplots
 from deepseek.ui.plots import style
 
 MAX_BARS = 16  # more experts are drawn as a heatmap
+MAX_ROWS = 32  # experts or layers with a row of text each
 MAX_TRANSITIONS = 400  # bands; more cannot be told apart
 DIVERGING = [[0, "rgba(0,114,178,0.7)"], [0.5, "rgba(128,128,128,0.1)"], [1, "rgba(213,94,0,0.7)"]]
 
@@ -19,8 +20,8 @@ def normalized(weights) -> np.ndarray:
 
 def expert_map(tokens: list[str], routing) -> go.Figure:
     """Layers x tokens, coloured by the top expert; hovering shows all chosen experts and their normalised weights."""
-    experts = routing[0].num_experts
-    top = np.array([layer.indices[:, 0].tolist() for layer in routing], dtype=np.uint8)
+    experts, is_small = routing[0].num_experts, len(routing) <= MAX_BARS
+    top = np.array([layer.indices[:, 0].tolist() for layer in routing], dtype=np.uint16)
     hover = [
         [
             ", ".join(f"expert {e} {weight:.0%}" for e, weight in zip(*choices))
@@ -32,25 +33,28 @@ def expert_map(tokens: list[str], routing) -> go.Figure:
         top,
         style.token_names(tokens),
         style.layer_names(layer.layer for layer in routing),
-        130 + 30 * len(routing),
+        130 + (30 if is_small else 14) * len(routing),
         "%{x}<br>%{y}: %{customdata}",
         [[(e + end) / experts, style.expert_colour(e)] for e in range(experts) for end in (0, 1)],
         gap=1,
         customdata=hover,
         zmin=-0.5,
         zmax=experts - 0.5,
-        colorbar=style.colour_bar(
-            tickvals=list(range(0, experts, -(-experts // MAX_BARS))), title=dict(text="expert", side="top")
-        ),
-        **(dict(text=top, texttemplate="%{text}") if len(tokens) <= style.MAX_LABELS else {}),
+        showscale=experts <= MAX_BARS,  # the eight colours of more repeat
+        colorbar=style.colour_bar(tickvals=list(range(experts)), title=dict(text="expert", side="top")),
+        **(dict(text=top, texttemplate="%{text}") if is_small and len(tokens) <= style.MAX_LABELS else {}),
         textfont=dict(color="#111"),
     )
     return figure.update_xaxes(**style.token_axis(tokens))
 
 
 def token_path(token: str, index: int, routing) -> go.Figure:
-    """One token's experts layer by layer, a line per choice, the largest weight first; mark size shows the weight."""
+    """One token's experts layer by layer, a line per choice, the largest weight first; mark size shows the weight.
+
+    Of many experts or layers only the first choice has a line, and no mark its weight beside it.
+    """
     names, experts = style.layer_names(layer.layer for layer in routing), routing[0].num_experts
+    is_small = max(experts, len(names)) <= MAX_BARS
     figure = go.Figure()
     weights_LK = [normalized(layer.weights[index]).tolist() for layer in routing]
     for choice, weights in enumerate(zip(*weights_LK)):
@@ -60,22 +64,22 @@ def token_path(token: str, index: int, routing) -> go.Figure:
             y=chosen,
             customdata=[round(weight, 4) for weight in weights],
             name=f"choice {choice + 1}",
-            mode="lines+markers+text",
+            mode="lines+markers+text" if is_small else "markers" if choice else "lines+markers",
             text=[f"{weight:.0%}" for weight in weights],
             textposition="middle right",
             textfont=dict(color=style.TEXT, size=11),
             line=dict(color=style.TEXT, width=1 if choice else 2, dash="dot" if choice else "solid"),
             marker=dict(
                 color=[style.expert_colour(expert) for expert in chosen],
-                size=[8 + 22 * weight**0.5 for weight in weights],
-                line=dict(color=style.TEXT, width=1),
+                size=[(8 if is_small else 3) + (22 if is_small else 12) * weight**0.5 for weight in weights],
+                line=dict(color=style.TEXT, width=1 if is_small else 0),
             ),
             hovertemplate="%{x}: expert %{y}, %{text}<extra></extra>",
         )
     heading = f"token {index + 1}: {style.label(token)}"
-    style.layout(figure, max(300, 110 + 7 * experts), title_text=heading, legend_y=-0.15)
+    style.layout(figure, min(max(300, 110 + 7 * experts), 560), title_text=heading, legend_y=-0.15)
     figure.update_yaxes(title="expert", range=[-0.8, experts - 0.2], dtick=-(-experts // MAX_BARS))
-    return figure.update_xaxes(range=[-0.4, len(names)])  # space for the last weights
+    return figure.update_xaxes(range=[-0.4, len(names)], **style.layer_axis(names))  # space for the last weights
 
 
 def _by_layer_and_expert(values_LE, layers: list[int], middle: float, form: str, axis_title: str) -> go.Figure:
@@ -84,16 +88,41 @@ def _by_layer_and_expert(values_LE, layers: list[int], middle: float, form: str,
     if len(names) > MAX_BARS:
         hover, z = f"%{{y}}, %{{x}}: %{{z:{form}}}", [[round(value, 4) for value in row] for row in values_LE]
         options = dict(zmid=middle, colorbar=style.colour_bar(tickformat=form))
-        return style.heatmap(z, names, x, 150 + 24 * len(x), hover, DIVERGING, **options)
+        figure = style.heatmap(
+            z, names, x, 150 + (24 if len(x) <= MAX_BARS else 12) * len(x), hover, DIVERGING, **options
+        )
+        return figure.update_xaxes(
+            tickmode="array", tickvals=names[::8], ticktext=list(range(0, len(names), 8)), title="expert"
+        )
     figure = style.grouped_bars(x, dict(zip(names, zip(*values_LE))), 320, f"%{{x}}, {{name}}: %{{y:{form}}}")
-    return figure.update_layout(legend_y=-0.15).update_yaxes(tickformat=form, title=axis_title)
+    figure.update_layout(legend_y=-0.15).update_xaxes(**style.layer_axis(x))
+    return figure.update_yaxes(tickformat=form, title=axis_title)
 
 
-def expert_load(load_LE, layers: list[int]) -> go.Figure:
-    """Load of each expert (its fraction of the assignments), layer by layer, with a line at an even load."""
-    experts = len(load_LE[0])
-    figure = _by_layer_and_expert(load_LE, layers, 1 / experts, ".0%", "load")
-    return _even_line(figure, experts) if experts <= MAX_BARS else figure
+def expert_load(load_LE, layers: list[int], by_load: bool = False, expert: int | None = None) -> go.Figure:
+    """Load of each expert (its fraction of the assignments), layer by layer, with a line at an even load.
+
+    More than MAX_BARS are a heatmap, its rows as the experts are numbered or `by_load`, the busiest first; `expert` is outlined.
+    """
+    experts, names = len(load_LE[0]), style.layer_names(layers)
+    if experts <= MAX_BARS:
+        return _even_line(_by_layer_and_expert(load_LE, layers, 1 / experts, ".0%", "load"), experts)
+    load_LE = np.asarray(load_LE)
+    order_LE = load_LE.argsort(1, kind="stable")[:, ::-1] if by_load else np.tile(np.arange(experts), (len(layers), 1))
+    sorted_LE = np.take_along_axis(load_LE, order_LE, 1)
+    figure = _by_layer_and_expert(sorted_LE.tolist(), layers, 1 / experts, ".1%", "load")
+    hover = "expert %{customdata}, %{y}: %{z:.1%}<extra></extra>"
+    figure.update_traces(x=list(range(experts)), customdata=order_LE, hovertemplate=hover)
+    figure.update_xaxes(tickmode="auto", title="rank, the busiest first" if by_load else "expert")
+    if expert is not None:
+        places = (order_LE == expert).argmax(1)
+        marks = dict(symbol="square-open", size=10, color=style.TEXT, line=dict(width=2))
+        hover = [f"expert {expert}, {name}: {load:.1%}" for name, load in zip(names, load_LE[:, expert])]
+        figure.add_scatter(
+            x=places, y=names, mode="markers", marker=marks, text=hover, hovertemplate="%{text}<extra></extra>"
+        )
+        figure.update_layout(showlegend=False)
+    return figure
 
 
 def ablation_bars(effects_LE, layers: list[int]) -> go.Figure:
@@ -111,7 +140,7 @@ def balance(layers: list[int], violations: list[float], divergences: list[float]
             y=[round(value, 5) for value in values],
             name=name,
             marker=dict(color=style.expert_colour(row)),
-            text=[format(value, form) for value in values],
+            text=[format(value, form) for value in values] if len(values) <= MAX_BARS else None,
             textposition="outside",
             textfont=dict(color=style.TEXT),
             cliponaxis=False,
@@ -121,20 +150,23 @@ def balance(layers: list[int], violations: list[float], divergences: list[float]
         )
         figure.update_yaxes(range=[0, 1.3 * max(*values, 0.01)], nticks=4, row=row)  # space for the text above the bars
     figure.update_annotations(font=dict(size=12, color=style.TEXT))
-    return style.layout(figure, 330, showlegend=False)
+    return style.layout(figure, 330, showlegend=False).update_xaxes(**style.layer_axis(style.layer_names(layers)))
 
 
-def vocabulary_specialization(top_tokens: list[list[tuple[str, int, int]]]) -> go.Figure:
+def vocabulary_specialization(
+    top_tokens: list[list[tuple[str, int, int]]], experts: list[int] | None = None
+) -> go.Figure:
     """A row per expert, its most frequent tokens from left to right, coloured by how often it processed them.
 
-    `top_tokens` is that of `routing_stats.vocabulary_specialization`.
+    `top_tokens` is that of `routing_stats.vocabulary_specialization`, for all experts; `experts` are those drawn, in order.
     """
+    experts = list(range(len(top_tokens))) if experts is None else experts
     width = max(map(len, top_tokens))
-    padded = [row + [("", 0, 0)] * (width - len(row)) for row in top_tokens]
+    padded = [row + [("", 0, 0)] * (width - len(row)) for row in (top_tokens[expert] for expert in experts)]
     figure = style.heatmap(
         [[count for _, count, _ in row] for row in padded],
         [f"{rank}." for rank in range(1, width + 1)],
-        [f"expert {expert}" for expert in range(len(padded))],
+        [f"expert {expert}" for expert in experts],
         90 + 30 * len(padded),
         "%{y}, %{customdata}",
         style.SEQUENTIAL,
@@ -151,10 +183,15 @@ def vocabulary_specialization(top_tokens: list[list[tuple[str, int, int]]]) -> g
     return figure.update_yaxes(dtick=1).update_xaxes(type="category", side="top")
 
 
-def co_activation(ratio_EE) -> go.Figure:
-    """Pairs of experts: how often they are chosen together, in powers of 2 around what their loads alone predict."""
+def co_activation(ratio_EE, experts: list[int] | None = None) -> go.Figure:
+    """Pairs of experts: how often they are chosen together, in powers of 2 around what their loads alone predict.
+
+    `experts` are those drawn, in order (all).
+    """
     ratio_EE = np.asarray(ratio_EE, dtype=float)
-    experts = [str(expert) for expert in range(len(ratio_EE))]
+    if experts is not None:
+        ratio_EE = ratio_EE[np.ix_(experts, experts)]
+    experts = list(map(str, range(len(ratio_EE)) if experts is None else experts))
     small = len(experts) <= MAX_BARS
 
     def cells(form) -> list[list]:
@@ -164,7 +201,7 @@ def co_activation(ratio_EE) -> go.Figure:
         [[None if np.isnan(ratio) else max(-2, min(2, np.log2(ratio or 1e-9))) for ratio in row] for row in ratio_EE],
         experts,
         experts,
-        130 + (28 if small else 10) * len(experts),
+        130 + (28 if small else 16) * len(experts),
         "experts %{y} and %{x}: %{customdata} × expected",
         DIVERGING,
         gap=1,
@@ -224,7 +261,7 @@ def divergence_bars(layers: list[int], pairs: dict[str, tuple[list[float], list[
     figure.add_traces(outlined.update_traces(marker_line=dict(color=style.TEXT, width=2)).data)
     for bars, pair in zip(figure.data, [*pairs, *pairs]):
         bars.offsetgroup = pair
-    figure.update_layout(legend_y=-0.15)
+    figure.update_layout(legend_y=-0.15).update_xaxes(**style.layer_axis(x))
     return figure.update_yaxes(title="divergence, bits", rangemode="tozero")
 
 

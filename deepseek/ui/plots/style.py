@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
 
 # Okabe and Ito's colour-blind safe palette, with grey for black. One colour per expert in every figure.
 EXPERT_COLOURS = ["#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#A6A6A6"]
@@ -22,6 +23,16 @@ MAX_LABEL_CHARACTERS = 16
 def expert_colour(expert: int) -> str:
     """The colour of an expert; the eight colours repeat."""
     return EXPERT_COLOURS[expert % len(EXPERT_COLOURS)]
+
+
+def fade(colour: str, opacity: float) -> str:
+    """A colour "#rrggbb" with an opacity from 0 to 1, as plotly reads it."""
+    return f"rgba({int(colour[1:3], 16)},{int(colour[3:5], 16)},{int(colour[5:7], 16)},{opacity})"
+
+
+def plotly_script() -> str:
+    """plotly's own script, for a page that draws figures without the network."""
+    return get_plotlyjs()
 
 
 def show_invisible(text: str) -> str:
@@ -49,6 +60,12 @@ def label(text: str) -> str:
 def layer_names(layers) -> list[str]:
     """Axis labels of layers."""
     return [f"layer {layer}" for layer in layers]
+
+
+def layer_axis(names: list[str]) -> dict:
+    """Options of an axis of `layer_names`, level and at most a dozen of them: more overlap."""
+    step = max(1, -(-len(names) // 12))
+    return dict(tickmode="array", tickvals=names[::step], tickangle=0 if step > 1 else None)
 
 
 def percent(weights) -> np.ndarray:
@@ -81,8 +98,8 @@ def layout(figure: go.Figure, height: int, **options) -> go.Figure:
 
 
 def token_names(tokens: list[str], first: int = 0) -> list[str]:
-    """Unique category names of tokens, numbered from `first`."""
-    return [f"{index} {label(token)}" for index, token in enumerate(tokens, first)]
+    """Unique category names of tokens, numbered from 1 as in the strip; `first` is the first one's position, from 0."""
+    return [f"{number} {label(token)}" for number, token in enumerate(tokens, first + 1)]
 
 
 def token_axis(tokens: list[str], first: int = 0) -> dict:

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from deepseek.training.metrics import History, downsample_indices, routing_change, smooth
 from deepseek.ui.plots.routing import expert_map
-from deepseek.ui.plots.style import EXPERT_COLOURS, colour_bar, expert_colour, heatmap, label, layer_names, layout
+from deepseek.ui.plots.style import EXPERT_COLOURS, TEXT, colour_bar, expert_colour, heatmap, label, layer_names, layout
 
 MAX_POINTS = 800  # per curve; more cannot be told apart on a screen
 MAX_COLUMNS = 240  # of a heatmap
@@ -29,8 +29,8 @@ def _add_curve(figure, x, y, name: str, colour: str, **line) -> None:
     )
 
 
-def loss_curves(runs: Mapping[str, History], smoothing: float) -> go.Figure:
-    """Training loss, raw (faint) and smoothed, and validation loss of one run or two."""
+def loss_curves(runs: Mapping[str, History], smoothing: float, best_step: int | None = None) -> go.Figure:
+    """Training loss, raw (faint) and smoothed, and validation loss of one run or two; a star at the first's best checkpoint."""
     figure = go.Figure()
     for (name, history), colour in zip(runs.items(), COLOURS):
         losses = history.series["loss"]
@@ -42,6 +42,16 @@ def loss_curves(runs: Mapping[str, History], smoothing: float) -> go.Figure:
             steps, values = zip(*history.validation)
             _add_curve(figure, steps, values, f"{label(name)}, validation", colour, dash="dot")
             figure.data[-1].update(mode="lines+markers", marker=dict(size=6))
+    validation = dict(next(iter(runs.values())).validation)
+    if best_step in validation:
+        figure.add_scatter(
+            x=[best_step],
+            y=[validation[best_step]],
+            name="best checkpoint",
+            mode="markers",
+            marker=dict(symbol="star", size=14, color=COLOURS[0], line=dict(color=TEXT, width=1)),
+            hovertemplate="step %{x}: %{y:.4g}, the best checkpoint<extra></extra>",
+        )
     return layout(figure, 340, **LEGEND, xaxis_title="step", yaxis_title="nats per token")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from deepseek.data.readers import BUILTIN
 from deepseek.training import runs
-from deepseek.training.config import TrainConfig
+from deepseek.training.config import UPLOADS, TrainConfig
 
 VISITOR_LIMITS = dict(
     max_steps=1200, batch_size=16, gradient_accumulation_steps=1, max_seq_len=256, eval_documents=64, keep_last=2
@@ -14,7 +14,6 @@ VISITOR_LIMITS = dict(
 VISITOR_PRESETS = ["quick", "tiny"]
 OWNER_ONLY = ["init_from", "tokenizer", "eval_data"]  # settings that name files or data sets
 MAX_RUNS = 20  # on a public Space
-UPLOADS = "data"  # folder in a run that holds its uploaded file
 NOTE = (
     f"This is a public Space. Anybody may start a small run: at most {VISITOR_LIMITS['max_steps']} steps, preset "
     f"{' or '.join(VISITOR_PRESETS)}, on the built-in text or an uploaded file. The owner's secret lifts these limits."

@@ -10,7 +10,29 @@ from copy import copy
 import gradio
 from gradio import state_holder
 
+from deepseek.ui.errors import user_error
+
 VERSION = "6.31."
+
+
+class Expired:
+    """The value of a gr.State after its `time_to_live`: false, and its use is refused.
+
+    gradio gives the State's first value in its place, as if the page still showed what it did when it was opened.
+    """
+
+    def __bool__(self):
+        return False
+
+    def __getattr__(self, name):
+        if name.startswith("__"):  # Python's own questions about an object
+            raise AttributeError(name)
+        raise user_error(
+            ValueError("what is shown here was kept for an hour, and is gone; generate or trace it again.")
+        )
+
+    def __getitem__(self, index):
+        return self.value
 
 
 class LightSession(state_holder.SessionState):
@@ -20,6 +42,11 @@ class LightSession(state_holder.SessionState):
         self.blocks_config = copy(blocks.default_config)
         self.config_values, self.state_data, self._state_ttl = {}, {}, {}
         self.is_closed, self.STATE_TTL_WHEN_CLOSED = False, 3600
+
+    def __getitem__(self, key):
+        if key in self._state_ttl and key not in self.state_data:  # it was set, and deleted since
+            return Expired()
+        return super().__getitem__(key)
 
     @property
     def components(self):

@@ -1,22 +1,30 @@
 """The checkpoints that users may open, and the few that are kept open.
 
 A user's page keeps the path of its checkpoint in a gr.State; the models are kept here, shared by all users. Requests run in
-worker processes once `start_workers` was called and the first one is ready, until then in this process.
+worker processes once `start_workers` was called and the first one is ready; until then, and of models whose experts stay in
+their files, in this process.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
 
-from deepseek.checkpoints.loading import CheckpointError
+from deepseek.checkpoints import hub
+from deepseek.checkpoints.hub import Download
+from deepseek.checkpoints.loading import CheckpointError, checkpoint_errors
 from deepseek.checkpoints.model_cache import ModelCache
-from deepseek.checkpoints.saving import list_checkpoints
+from deepseek.checkpoints.saving import best_of, list_checkpoints, offered_checkpoint
 from deepseek.inference import engine
-from deepseek.inference.engine import TokenTrace
+from deepseek.inference.sampling import SamplingParams
+from deepseek.inference.token_trace import TokenTrace
 from deepseek.inference.worker_pool import WorkerPool
 from deepseek.interpret.interventions import Intervention
 from deepseek.interpret.trace import Trace, trace
+from deepseek.model.cpu_features import preferred_dtype
 from deepseek.ui.errors import user_errors
 from deepseek.ui.server import access_control, zerogpu
 
@@ -25,14 +33,27 @@ RUNS = Path("deepseek_checkpoints")
 MAX_PUBLIC_BYTES = 2 * 2**30  # memory that a model from the Hub may take on a public Space
 NUM_WORKERS = 2
 NUM_THREADS = max(1, (os.cpu_count() or 1) // NUM_WORKERS)  # of each worker; more than there are cores only wait
-_models = ModelCache(3)
+NUM_PROCESSES = 1 + NUM_WORKERS  # that hold a copy of each open model
+_models = ModelCache(3, NUM_PROCESSES)
 _workers: WorkerPool | None = None
+_downloads: dict[str, Download] = {}  # the last one of each Hub id
+_downloads_lock = threading.Lock()
 
 
 def choices(current: str) -> list[str]:
-    """The page's own checkpoint, the demo, and the newest checkpoint of every run."""
+    """The page's own checkpoint, the demo, and of every run the best checkpoint, if one was validated, and the newest."""
     runs = map(list_checkpoints, sorted(RUNS.iterdir()) if RUNS.is_dir() else [])
-    return list(dict.fromkeys([current, DEMO, *(str(checkpoints[-1]) for checkpoints in runs if checkpoints)]))
+    offered = [path for run in runs if run for path in (best_of(run), run[-1]) if path]
+    return list(dict.fromkeys([current, DEMO, *map(str, offered)]))
+
+
+def requested_path(path) -> str:
+    """The path or Hub id to open for what a user typed: for the folder of a run its best checkpoint. Raises CheckpointError."""
+    if not isinstance(path, str) or not path.strip():
+        raise CheckpointError(f"checkpoint is {path!r:.80}; it must be a folder or a Hub id such as name/model.")
+    path = path.strip()
+    folder = Path(path)
+    return path if (offered := offered_checkpoint(folder)) == folder else str(offered)
 
 
 def open_model(path: str, max_bytes: int | None = None):
@@ -50,26 +71,59 @@ def get_model(checkpoint: str):
     return open_model(checkpoint)
 
 
-def open_requested(path: str, current: str):
-    """(model, tokenizer) of a checkpoint that a user asks for. Raises CheckpointError.
+def opening(path: str, current: str) -> Iterator[str]:
+    """Opens a checkpoint that a user asks for, a Hub id after its download; yields what is going on. Raises CheckpointError.
 
     On a public Space it must be one of `choices`, a run's checkpoint, or a Hub id of a model up to MAX_PUBLIC_BYTES.
     """
-    if not isinstance(path, str) or not path.strip():
-        raise CheckpointError(f"checkpoint is {path!r:.80}; it must be a folder or a Hub id such as name/model.")
-    path = path.strip()
-    folder, offered = Path(path), choices(current)
+    path = requested_path(path)
+    folder, offered, max_bytes = Path(path), choices(current), None
     is_of_run = folder.parent.parent == RUNS and folder in list_checkpoints(folder.parent)
-    if not access_control.is_public() or path in offered or is_of_run:
-        return open_model(path)
-    if folder.exists():
-        raise CheckpointError(f"checkpoint is {path!r:.80}; here it must be one of {', '.join(offered)}, or a Hub id.")
-    return open_model(path, MAX_PUBLIC_BYTES)
+    if access_control.is_public() and path not in offered and not is_of_run:
+        if folder.exists():
+            allowed = f"here it must be one of {', '.join(offered)}, or a Hub id"
+            raise CheckpointError(f"checkpoint is {path!r:.80}; {allowed}.")
+        max_bytes = MAX_PUBLIC_BYTES
+    if hub.is_hub_id(path):
+        yield f"Looking for `{path}` on the Hub…"
+        with checkpoint_errors(path):
+            for done, total in _download(path, max_bytes).watch():
+                if total:
+                    yield f"Downloading `{path}`: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB…"
+    yield "Opening…"
+    open_model(path, max_bytes)
+
+
+def open_requested(path: str, current: str):
+    """(model, tokenizer) of a checkpoint that a user asks for, once `opening` is through. Raises CheckpointError."""
+    path = requested_path(path)
+    for _ in opening(path, current):
+        pass
+    return open_model(path)
+
+
+def _download(hub_id: str, max_bytes: int | None) -> Download:
+    """The download of a Hub id that is going on, or a new one."""
+    with _downloads_lock:
+        if hub_id not in _downloads or _downloads[hub_id].over.is_set():
+            _downloads[hub_id] = Download(hub_id, preferred_dtype().itemsize, max_bytes, NUM_PROCESSES)
+        return _downloads[hub_id]
+
+
+def running_downloads() -> list[str]:
+    """The Hub ids that are being downloaded."""
+    return [hub_id for hub_id, download in _downloads.items() if not download.over.is_set()]
+
+
+def cancel_download(hub_id: str) -> None:
+    """Ends a download, unless somebody else waits for it too."""
+    if hub_id in running_downloads() and _downloads[hub_id].num_watchers <= 1:
+        _downloads[hub_id].cancel()
 
 
 @lru_cache(maxsize=2)  # several tabs show the same text
-def cached_trace(model, tokenizer, text: str) -> Trace:
-    """The trace of a text. Raises ValueError for a text that the model cannot read."""
+def cached_trace(model, tokenizer, text: str | tuple[int, ...]) -> Trace:
+    """The trace of a text or of token ids. Raises ValueError for one that the model cannot read."""
     return trace(model, tokenizer, text)
 
 
@@ -84,12 +138,26 @@ def num_active_requests() -> int:
     return _workers.num_active_requests if _workers else 1
 
 
-def stream(
-    model, tokenizer, prompt, params, forced_tokens=None, interventions: Iterable[Intervention] = ()
-) -> Iterator[TokenTrace]:
-    """`engine.stream` by a model of `get_model`, in the process that suits it."""
+def stream_batch(
+    model,
+    tokenizer,
+    prompt,
+    batch: list[SamplingParams],
+    forced_tokens=None,
+    interventions: Iterable[Intervention] = (),
+    probe: Iterable[int] = (),
+) -> Iterator[Sequence[TokenTrace | None]]:
+    """`engine.stream_batch` by a model of `get_model`, in the processes that suit it. Close it to stop the work."""
     if zerogpu.uses_borrowed_gpu(model):
-        return zerogpu.stream(model.name_or_path, prompt, params, dict(forced_tokens or {}), list(interventions))
-    if _workers and _workers.ready:
-        return _workers.stream(model.name_or_path, prompt, params, forced_tokens, interventions)
-    return engine.stream(model, tokenizer, prompt, params, forced_tokens, interventions)
+        options = dict(forced_tokens or {}), list(interventions), list(probe)
+        return zerogpu.stream_batch(model.name_or_path, prompt, batch, *options)
+    if _workers and _workers.ready and not getattr(model, "expert_cache", None):  # which is as large as memory allows
+        return _stream_from_workers(model.name_or_path, prompt, batch, forced_tokens, interventions, probe)
+    return engine.stream_batch(model, tokenizer, prompt, batch, forced_tokens, interventions, probe=probe)
+
+
+def _stream_from_workers(checkpoint: str, prompt, batch, *options) -> Iterator[tuple[TokenTrace | None, ...]]:
+    """Each worker decodes its share of the batch together."""
+    with ExitStack() as stack:
+        streams = [_workers.stream(checkpoint, prompt, params, *options) for params in batch]
+        yield from zip_longest(*[stack.enter_context(closing(tokens)) for tokens in streams])

@@ -181,7 +181,9 @@ def validated_event(blocks, body: dict) -> dict:
     index, data = body.get("fn_index"), body.get("event_data")
     if index not in blocks.fns:
         raise HTTPException(404, f"fn_index is {index!r:.60}; it must be that of one of this page's events.")
-    if blocks.fns[index].collects_event_data and not isinstance(data, dict) or "gradio.FileData" in str(data):
+    if not blocks.fns[index].collects_event_data:
+        data = None  # such as the file of an upload, which is among the inputs too
+    elif not isinstance(data, dict) or "gradio.FileData" in str(data):
         message = f"event_data is {data!r:.60}; it must be an object for this event, without a file in it."
         raise HTTPException(422, message)
-    return {**body, "batched": False}
+    return {**body, "event_data": data, "batched": False}

@@ -15,6 +15,11 @@ from deepseek.ui.errors import user_error, user_errors
 class ValidatedBlocks(gr.Blocks):
     """`gr.Blocks` whose events refuse a wrong number of values, and a value that its component could not hold."""
 
+    def get_config_file(self):
+        # A window with a heartbeat holds one of the six connections that a browser opens to a host. It would only tell that the
+        # window is closed; what is kept for it expires anyway.
+        return super().get_config_file() | {"connect_heartbeat": False}
+
     async def preprocess_data(self, block_fn, inputs, state, explicit_call=False):
         with user_errors():
             if block_fn.fn is None:

@@ -12,8 +12,8 @@ import torch
 
 from deepseek.checkpoints.model_cache import ModelCache
 from deepseek.inference import engine
-from deepseek.inference.engine import TokenTrace
-from deepseek.model.config import parameter_counts
+from deepseek.inference.token_trace import TokenTrace
+from deepseek.interpret.moe_layers import parameter_counts
 from deepseek.ui.errors import user_errors
 
 try:
@@ -34,16 +34,21 @@ def uses_borrowed_gpu(model) -> bool:
     return bool(os.environ.get("SPACES_ZERO_GPU")) and parameter_counts(model)[0] >= MIN_PARAMETERS
 
 
-def duration_s(checkpoint, prompt, params, forced_tokens, interventions) -> int:
+def duration_s(checkpoint, prompt, batch, forced_tokens, interventions, probe) -> int:
     """Seconds that the GPU is asked for: 20 to open the model, then 20 tokens a second; 120 at most."""
-    return min(120, 20 + params.max_new_tokens // 20)
+    return min(120, 20 + sum(params.max_new_tokens for params in batch) // 20)
 
 
 @GPU(duration=duration_s)
-def stream(checkpoint: str, prompt, params, forced_tokens: dict, interventions: list) -> Iterator[TokenTrace]:
-    """As `WorkerPool.stream`, on a GPU where there is one. Raises gr.Error, the one exception that keeps its message."""
+def stream_batch(
+    checkpoint: str, prompt, batch: list, forced_tokens: dict, interventions: list, probe: list
+) -> Iterator[list[TokenTrace | None]]:
+    """`engine.stream_batch` with the model at path `checkpoint`, on a GPU where there is one.
+
+    Raises gr.Error, the one exception that keeps its message.
+    """
     torch.set_num_threads(1)  # a forked process with more threads hangs
     with user_errors():
         model, tokenizer = _models.get(checkpoint)
         model.to("cuda" if torch.cuda.is_available() else "cpu")
-        yield from engine.stream(model, tokenizer, prompt, params, forced_tokens, interventions)
+        yield from engine.stream_batch(model, tokenizer, prompt, batch, forced_tokens, interventions, probe=probe)

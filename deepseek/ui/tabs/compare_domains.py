@@ -11,7 +11,7 @@ from deepseek.model import load_balancing
 from deepseek.ui.components.traces import EXAMPLE_TEXTS, trace_long
 from deepseek.ui.components.view import connect_view, figure
 from deepseek.ui.errors import user_error
-from deepseek.ui.generation import UNQUEUED
+from deepseek.ui.generation import QUICK_QUEUE
 from deepseek.ui.plots.routing import divergence_bars, load_by_text
 
 NAMES = "ABC"
@@ -86,4 +86,4 @@ def build(examples: dict[str, LongTrace], **connection) -> None:
         return draw(traces)
 
     connect_view(redraw, boxes, [summary, bars, heading, loads], requested=[button.click], **connection)
-    reset.click(lambda: texts, None, boxes, **UNQUEUED)
+    reset.click(lambda: texts, None, boxes, **QUICK_QUEUE)

@@ -3,24 +3,26 @@
 import gradio as gr
 
 from deepseek.interpret import routing_stats
+from deepseek.interpret.moe_layers import why_no_experts
 from deepseek.interpret.routing_stats import LongTrace
 from deepseek.interpret.trace import Trace
 from deepseek.model import load_balancing
 from deepseek.ui.components.token_strip import event_int, token_strip, traced_lines
-from deepseek.ui.components.traces import trace_text
-from deepseek.ui.components.view import connect_view, figure, text_box
-from deepseek.ui.generation import UNQUEUED
+from deepseek.ui.components.traces import as_sampled, trace_text
+from deepseek.ui.components.view import connect_view, figure, sample_watch, text_box
+from deepseek.ui.generation import QUICK_QUEUE
 from deepseek.ui.plots import routing as plots
 from deepseek.ui.tabs import compare_domains, long_text
 
-DENSE = "This model is dense: it has no experts to choose from."
 
+def draw(trace: Trace, *order) -> list:
+    """[strip value, path of the second token, expert map, load, balance, note, LongTrace] of a Trace.
 
-def draw(trace: Trace) -> list:
-    """[strip value, path of the second token, expert map, load, balance, note, LongTrace] of a Trace."""
+    `order` are the last arguments of `draw_load`.
+    """
     traced = LongTrace(trace.tokens, trace.routing)
     if not trace.routing:
-        return [traced_lines(trace), None, None, None, None, DENSE, traced]
+        return [traced_lines(trace), None, None, None, None, why_no_experts(trace.model), traced]
     layers = [layer.layer for layer in trace.routing]
     counts = routing_stats.expert_counts(trace.routing)
     violations = [float(load_balancing.max_violation(count)) for count in counts]
@@ -33,11 +35,23 @@ def draw(trace: Trace) -> list:
         traced_lines(trace),
         draw_path(traced, 1),
         plots.expert_map(trace.tokens, trace.routing),
-        plots.expert_load([load_balancing.load_shares(count).tolist() for count in counts], layers),
+        draw_load(traced, *order),
         plots.balance(layers, violations, [routing_stats.soft_kl(layer) for layer in trace.routing]),
         note,
         traced,
     ]
+
+
+def draw_load(traced: LongTrace, by_load: bool = False, expert: int | None = None):
+    """The figure of the experts' loads; see `plots.expert_load`."""
+    loads = [load_balancing.load_shares(count).tolist() for count in routing_stats.expert_counts(traced.routing)]
+    expert = expert if expert is not None and 0 <= expert < len(loads[0]) else None
+    return plots.expert_load(loads, [layer.layer for layer in traced.routing], by_load, expert)
+
+
+def is_large(traced: LongTrace) -> bool:
+    """Whether the experts are too many for a bar each."""
+    return bool(traced.routing) and traced.routing[0].num_experts > plots.MAX_BARS
 
 
 def draw_path(traced: LongTrace, index: int):
@@ -47,29 +61,34 @@ def draw_path(traced: LongTrace, index: int):
 
 
 def build(
-    model, text: str, first: Trace, checkpoint: gr.State, tab: gr.Tab, examples: dict[str, LongTrace]
-) -> gr.Textbox:
-    """Draws the tab with Trace `first` of `text` and the traced `examples`; returns the box of the text."""
-    open_sub_tab = gr.State("This text", time_to_live=3600)
+    model, generation: gr.State, first: Trace, checkpoint: gr.State, tab: gr.Tab, examples: dict[str, LongTrace]
+) -> tuple[gr.Textbox, gr.HTML]:
+    """Draws the tab with Trace `first` of the user's `generation` and the traced `examples`.
+
+    Returns the box of the text and its `sample_watch`.
+    """
+    open_sub_tab = gr.State("This text")
     gr.Markdown("Each MoE layer routes every token to a few of its experts. Which ones?")
     with gr.Tabs():
         for name in ("This text", "Long text", "Domains"):
             with gr.Tab(name) as sub_tab:
-                selected = sub_tab.select(lambda name=name: name, None, open_sub_tab, **UNQUEUED)
+                selected = sub_tab.select(lambda name=name: name, None, open_sub_tab, **QUICK_QUEUE)
                 opened, sub_tab = [tab.select, selected.then], (open_sub_tab, name)
                 connection = dict(checkpoint=checkpoint, opened=opened, sub_tab=sub_tab)
                 if name == "This text":
-                    box = _build_text(text, first, **connection)
+                    text = _build_text(generation, first, **connection)
                 elif name == "Long text":
                     long_text.build(model, examples["encyclopedia"], **connection)
                 else:
                     compare_domains.build(examples, **connection)
-    return box
+    return text
 
 
-def _build_text(text: str, first: Trace, **connection) -> gr.Textbox:
-    box, button = text_box(text)
+def _build_text(generation: gr.State, first: Trace, **connection) -> tuple[gr.Textbox, gr.HTML]:
+    (box, button), watch = text_box(generation.value.text), sample_watch()
+    connection["opened"] = [*connection["opened"], watch.renewed]
     strip_value, path_figure, map_figure, load_figure, balance_figure, note, traced = draw(first)
+    large = is_large(traced)
     traced = gr.State(traced, time_to_live=3600)
     colour = f"layer {first.routing[-1].layer}" if first.routing else "probability"
     help = "the text, coloured by expert; arrow keys move from one token to the next"
@@ -77,9 +96,18 @@ def _build_text(text: str, first: Trace, **connection) -> gr.Textbox:
     note = gr.Markdown(note)
     gr.Markdown("### One token's path through the layers\nClick a token above. A larger mark is a larger weight.")
     path_plot = figure(path_figure, "token-path")
-    gr.Markdown("### Top expert of every token\nHover for the other experts and their weights.")
+    gr.Markdown(
+        "### Top expert of every token\nHover for the other experts and their weights. Eight colours repeat: expert 8 has "
+        "that of 0."
+    )
     map_plot = figure(map_figure, "expert-map", elem_classes="wide")
-    gr.Markdown("### Expert load\nEach expert's fraction of the assignments. The dashed line is an even load.")
+    gr.Markdown(
+        "### Expert load\nEach expert's fraction of the assignments. An even load is the dashed line; of many experts it is "
+        "grey, more is orange and less is blue."
+    )
+    with gr.Row(visible=large) as load_controls:
+        by_load = gr.Checkbox(label="sort by load", min_width=160)
+        expert = gr.Number(None, label="find expert", info="outlined in every layer", precision=0, min_width=160)
     load_plot = figure(load_figure, "expert-load")
     gr.Markdown(
         "### Load balance\nMaxVio counts assignments: 0 is balanced, 1 means that the busiest expert has twice an even load. "
@@ -94,11 +122,14 @@ def _build_text(text: str, first: Trace, **connection) -> gr.Textbox:
             return gr.skip()
         return draw_path(traced, index)
 
-    strip.select(select, traced, path_plot, show_progress="hidden", trigger_mode="multiple", **UNQUEUED)
+    def redraw(model, tokenizer, text, generation, *order):
+        *drawn, traced = draw(trace_text(model, tokenizer, as_sampled(text, generation, model)), *order)
+        return [*drawn, traced, gr.update(visible=is_large(traced))]
 
-    def redraw(model, tokenizer, text):
-        return draw(trace_text(model, tokenizer, text))
-
-    outputs = [strip, path_plot, map_plot, load_plot, balance_plot, note, traced]
-    connect_view(redraw, [box], outputs, requested=[button.click, box.submit], num_watched=1, **connection)
-    return box
+    outputs = [strip, path_plot, map_plot, load_plot, balance_plot, note, traced, load_controls]
+    requested, inputs = [button.click, box.submit], [box, generation, by_load, expert]
+    view, _ = connect_view(redraw, inputs, outputs, requested=requested, num_watched=1, **connection)
+    for changed in (by_load.input, expert.input):
+        view.add(changed, draw_load, [traced, by_load, expert], load_plot, **QUICK_QUEUE)
+    view.add(strip.select, select, [traced], path_plot, **QUICK_QUEUE)
+    return box, watch

@@ -5,14 +5,16 @@ from statistics import fmean
 import gradio as gr
 
 from deepseek.interpret import routing_stats
+from deepseek.interpret.moe_layers import moe_layers
 from deepseek.interpret.routing_stats import MAX_CHARACTERS, LongTrace
-from deepseek.interpret.trace import routers
 from deepseek.model import load_balancing
 from deepseek.ui.components.traces import EXAMPLE_TEXTS, trace_long
 from deepseek.ui.components.view import connect_view, figure
 from deepseek.ui.errors import user_errors
-from deepseek.ui.generation import UNQUEUED
+from deepseek.ui.generation import QUICK_QUEUE
 from deepseek.ui.plots import routing as plots
+
+MAX_LAYERS = 12  # transitions between more cannot be read
 
 
 def draw(traced: LongTrace, layer: int) -> list:
@@ -21,25 +23,34 @@ def draw(traced: LongTrace, layer: int) -> list:
         return [f"{len(traced.tokens):,} tokens · this model is dense: it has no experts.", None, None, None]
     violations = [float(load_balancing.max_violation(count)) for count in routing_stats.expert_counts(traced.routing)]
     note = f"{len(traced.tokens):,} tokens · on average over the layers the largest load is {1 + fmean(violations):.1f} × even"
-    counts = routing_stats.transitions(traced.routing)
-    if len(counts) > plots.MAX_TRANSITIONS:
-        note += f" · the {plots.MAX_TRANSITIONS} widest of {len(counts):,} transitions are drawn"
-    return [note, *draw_layer(traced, layer), plots.transitions(counts, traced.routing) if counts else None]
+    if (num_experts := traced.routing[0].num_experts) > plots.MAX_ROWS:
+        note += f" · the {plots.MAX_ROWS} busiest of {num_experts} experts are shown"
+    return [note, *draw_layer(traced, layer)]
 
 
 def draw_layer(traced: LongTrace, layer: int) -> tuple:
-    """(vocabulary specialization, co-activation) at one layer; None for what the model does not have."""
-    routing = next((routing for routing in traced.routing if routing.layer == layer), None)
-    if routing is None:
-        return None, None
-    vocabulary = plots.vocabulary_specialization(routing_stats.vocabulary_specialization(traced.tokens, routing))
-    several = routing.indices.shape[1] > 1
-    return vocabulary, plots.co_activation(routing_stats.co_activation(routing)) if several else None
+    """(vocabulary specialization, co-activation, transitions) at one layer; None for what the model does not have."""
+    index = next((index for index, routing in enumerate(traced.routing) if routing.layer == layer), None)
+    if index is None:
+        return None, None, None
+    routing = traced.routing[index]
+    experts = routing_stats.busiest_experts(routing, plots.MAX_ROWS)
+    tokens = routing_stats.vocabulary_specialization(traced.tokens, routing)
+    co_activation = None
+    if routing.indices.shape[1] > 1:
+        co_activation = plots.co_activation(routing_stats.co_activation(routing), experts)
+    window = traced.routing
+    if len(window) > MAX_LAYERS:
+        first = max(0, min(index - MAX_LAYERS // 2, len(window) - MAX_LAYERS))
+        window = window[first : first + MAX_LAYERS]
+    counts = routing_stats.transitions(window)
+    transitions = plots.transitions(counts, window) if counts else None
+    return plots.vocabulary_specialization(tokens, experts), co_activation, transitions
 
 
 def layer_choices(model) -> dict:
     """Choices and first value of a dropdown of the MoE layers."""
-    layers = sorted(routers(model))
+    layers = list(moe_layers(model))
     return dict(choices=[(f"layer {layer}", layer) for layer in layers], value=layers[-1] if layers else None)
 
 
@@ -87,7 +98,8 @@ def build(model, first: LongTrace, **connection) -> None:
     co_activation = figure(co_activation, "expert-pairs", elem_classes="inked")
     gr.Markdown(
         "### Transitions\nBands of tokens from the top expert of one layer to the top expert of the next. "
-        "Labels are layer:expert."
+        f"Labels are layer:expert. The widest {plots.MAX_TRANSITIONS} are drawn; of many layers, the {MAX_LAYERS} around the one "
+        "chosen above."
     )
     transitions = figure(transitions, "expert-flow", elem_classes="wide")
 
@@ -98,6 +110,6 @@ def build(model, first: LongTrace, **connection) -> None:
 
     outputs = [traced, note, vocabulary, co_activation, transitions]
     fitting = dict(fitted=[layer], fit=lambda model: [layer_choices(model)])
-    connect_view(redraw, [box, layer], outputs, requested=[button.click], **fitting, **connection)
-    layer.input(draw_layer, [traced, layer], [vocabulary, co_activation], **UNQUEUED)
-    upload.upload(read_file, upload, box, **UNQUEUED)
+    view, _ = connect_view(redraw, [box, layer], outputs, requested=[button.click], **fitting, **connection)
+    view.add(layer.input, draw_layer, [traced, layer], [vocabulary, co_activation, transitions], **QUICK_QUEUE)
+    upload.upload(read_file, upload, box, **QUICK_QUEUE)

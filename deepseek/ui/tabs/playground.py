@@ -4,55 +4,79 @@ from dataclasses import asdict
 from math import inf
 
 import gradio as gr
+from starlette.datastructures import QueryParams
 
-from deepseek.ui.components import sampler_controls, share, token_detail
+from deepseek.ui.components import branches, chat, presets, sampler_controls, share, token_detail, why_not
+from deepseek.ui.components.board import board
+from deepseek.ui.components.intervention_box import interventions_box, read_interventions
+from deepseek.ui.components.shared_outputs import SharedOutputs
 from deepseek.ui.components.token_strip import event_int, token_strip
 from deepseek.ui.components.view import figure
 from deepseek.ui.errors import user_error, user_errors
-from deepseek.ui.generation import EXAMPLES, GENERATION_QUEUE, MODEL_QUEUE, UNQUEUED, Generation, generate
+from deepseek.ui.generation import EXAMPLES, GENERATION_QUEUE, OPENING_QUEUE, QUICK_QUEUE, Generation, generate
 from deepseek.ui.plots.sampling import entropy_and_temperature
 from deepseek.ui.server import model_registry
 
 
-def build(demo, checkpoint: gr.State, first: Generation):
-    """Draws the tab, which shows `first`. Returns (State with the user's Generation, the events after which one has ended).
+def build(demo, checkpoint: gr.State, kept: gr.BrowserState, first: Generation):
+    """Draws the tab, which shows `first`. Returns (State with the user's Generation, the events after which one has ended, the
+    box of interventions).
 
     Every sample comes from the user's `checkpoint`; when that changes the prompt is sampled again.
     """
-    state = gr.State(first, time_to_live=3600)
-    gr.Markdown("The model continues your prompt, one token at a time. Click a token to see how it was sampled.")
-    prompt = gr.Textbox(first.prompt, label="prompt", lines=2, max_lines=8)
-    with gr.Row():
-        go = gr.Button("Generate", variant="primary", min_width=120)
-        stop = gr.Button("Stop", min_width=120)
+    state, current = gr.State(first, time_to_live=3600), checkpoint.value
+    with gr.Row(elem_id="bar"):
+        text = chat.first_prompt(first.messages) or first.prompt
+        prompt = gr.Textbox(text, label="prompt", show_label=False, container=False, lines=1, max_lines=8,
+                            scale=6, min_width=240)  # fmt: skip
+        go = gr.Button("Generate", variant="primary", min_width=100)
+        stop = gr.Button("Stop", min_width=70)
         again = gr.Button("Regenerate", min_width=120)
-    gr.Examples([[text] for text in EXAMPLES], prompt, label="try", cache_examples=False, api_visibility="private")
-    with gr.Row():
-        with gr.Column(scale=3, min_width=320):
+    with gr.Row(elem_id="examples"):
+        for label, texts in EXAMPLES.items():
+            gr.Examples([[text] for text in texts], prompt, label=label, cache_examples=False, api_visibility="private")
+    chat_area, *chat_inputs = chat.build_switch(model_registry.get_model(current)[1])
+    with gr.Row(elem_id="first-screen"):
+        with gr.Column(scale=5, min_width=320):
+            gr.Markdown("The model continues your prompt. Click a token to see how it was sampled.")
             help = "the text, token by token; arrow keys move from one to the next"
             strip = token_strip("strip", "probability", help, first.strip)
             stats = gr.Markdown(first.stats, elem_id="stats")
-            back = gr.Button("Back to the text before the branch", size="sm", visible=False)
+            reply_row, message, send = chat.build_reply(first)
+            tree, comparison = branches.build()
             detail = token_detail.build(first)
+            word, ask, answer = why_not.build()
             with gr.Accordion("entropy and temperature along the text", open=False):
                 plot = entropy_and_temperature(first.tokens)
                 along = figure(plot, "along-the-text", elem_classes="wide", elem_id="along")
             with gr.Accordion("the text as a table", open=False):
                 table = token_detail.text_table(first)
-        with gr.Column(scale=2, min_width=300):
-            with gr.Row():
-                seed = gr.Number(first.params.seed, label="seed", info="same seed, same text")
-                locked = gr.Checkbox(False, label="keep this seed", info="otherwise each text gets a new one")
-            # Outside any accordion: a closed one does not mount what is in it.
-            saved = gr.BrowserState({}, storage_key="deepseek-playground-presets", secret="presets")
-            preset, controls = sampler_controls.sampler_controls(saved=saved, parse_saved=share.valid_presets)
-            share.build(demo, state, saved, preset, controls, checkpoint.value)
+        with gr.Column(scale=6, min_width=320):
+            board("strip")
+            with gr.Accordion("sampler", elem_id="sampler"):
+                preset, controls = sampler_controls.sampler_controls(kept, checkpoint)
+                with gr.Row():
+                    info = dict(info="same seed, same text", min_width=200)
+                    seed = sampler_controls.seed_box(first.params.seed, "seed", elem_id="seed", **info)
+                    info = dict(info="otherwise each text gets a new one", min_width=200)
+                    locked = gr.Checkbox(False, label="keep this seed", elem_id="keep-seed", **info)
+                with gr.Accordion("experts switched off, forced, promoted, suppressed", open=False):
+                    interventions = interventions_box("")
+            query = gr.Textbox(label="query", visible="hidden")  # of the link to the text, once one was generated
+            shared_files = share.build(state, kept, preset, controls, current)
 
-    inputs, outputs = [seed, locked, *controls.values()], [strip, stats, seed, state, back]
-    details = [*detail, along, table]
+    inputs, details = [seed, locked, interventions, *controls.values()], [*detail, along, table, tree[1]]
+    # They change with the text, not while it grows.
+    fixed = [seed, state, query, reply_row, message, *tree, *shared_files]
+    view = SharedOutputs([strip, stats, *fixed], **GENERATION_QUEUE)
 
     def skip(components):
         return [gr.skip() for _ in components]
+
+    def fixed_values(generation, message=gr.skip()):  # noqa: B008
+        hidden, link = [gr.update(visible=False)] * len(shared_files), share.query_of(generation, current)
+        reply = gr.update(visible=bool(generation.messages)), message
+        return [generation.params.seed, generation, link, *reply, *branches.show(generation), *hidden]
 
     def show_selected(generation):
         """Details of the selected token, again if another one was selected meanwhile: a newer answer may come first."""
@@ -63,95 +87,142 @@ def build(demo, checkpoint: gr.State, first: Generation):
         return values
 
     def show_details(generation):
-        return [*show_selected(generation), entropy_and_temperature(generation.tokens), token_detail.rows(generation)]
+        rest = entropy_and_temperature(generation.tokens), token_detail.rows(generation), branches.tree(generation)
+        return [*show_selected(generation), *rest]
 
-    def stream(generations):
+    def stream(generations, **values):
         first_update = True
         for generation in generations:
             # The State holds the growing object itself: after a Stop it has what there is, and the token selected meanwhile.
-            fixed = [generation.params.seed, generation, gr.update(visible=bool(generation.parent))]
-            yield [generation.strip, generation.stats, *(fixed if first_update else skip(fixed))]
+            changes = fixed_values(generation, **values) if first_update else skip(fixed)
+            yield [generation.strip, generation.stats, *changes]
             first_update = False
 
-    def run(path, prompt, seed, locked, *values):
+    def sample(turn, path, request, seed, locked, interventions, *values):
         params = sampler_controls.to_params(controls, values, seed, locked)
-        yield from stream(generate(*model_registry.get_model(path), prompt, params))
+        options = dict(interventions=read_interventions(interventions), is_over=turn.is_over)
+        yield from generate(*model_registry.get_model(path), request, params, **options)
 
-    def run_again(path, last, *values):
-        yield from run(path, last.prompt, *values)
+    def run(turn, path, prompt, is_chat, system, *values):
+        _, tokenizer = model_registry.get_model(path)
+        yield from stream(sample(turn, path, chat.request_of(tokenizer, prompt, is_chat, system), *values))
 
-    def run_other_checkpoint(path, last, *values):
-        if last.checkpoint == path:  # a link's sample
-            yield skip(outputs)
+    def run_again(turn, path, last, *values):
+        yield from stream(sample(turn, path, last.request, *values))
+
+    def run_reply(turn, path, last, text, *values):
+        yield from stream(sample(turn, path, chat.next_messages(last, text), *values), message="")
+
+    def run_other_checkpoint(turn, path, last, *values):
+        if last and last.checkpoint == path:  # a link's sample
+            yield gr.skip()
         else:
-            yield from run(path, *values)
+            yield from run(turn, path, *values)
 
-    def branch(last, event: gr.EventData):
-        token, index = event_int(event, "id"), min(last.selected, len(last.tokens) - 1)
-        if token not in {candidate.id for candidate in last.tokens[index].candidates}:
+    def branch(turn, last, event: gr.EventData):
+        # Of the table on the screen, which may be older than the token selected last.
+        token, index = event_int(event, "id"), event_int(event, "index")
+        candidates = last.tokens[index].candidates if index in range(len(last.tokens)) else []
+        if token not in {candidate.id for candidate in candidates}:
             raise user_error(ValueError(f"candidate is {token!r:.40}; it must be one of the table's."))
-        forced = {position: id for position, id in last.forced_tokens.items() if position < index} | {index: token}
-        yield from stream(generate(*model_registry.get_model(last.checkpoint), last.prompt, last.params, forced, last))
+        yield from go_to(turn, last, branches.branch_at(last, index, token))
 
-    def leave_branch(generation):
-        parent = generation.parent or generation
-        return parent.strip, parent.stats, parent.params.seed, parent, gr.update(visible=bool(parent.parent))
+    def follow(turn, last, event: gr.EventData):
+        yield from go_to(turn, last, branches.named(last, getattr(event, "id", None)))
 
-    quiet = dict(api_visibility="private", show_progress="hidden")
-    options = dict(outputs=outputs, **quiet, **GENERATION_QUEUE)
+    def go_to(turn, last, branch):
+        """Shows the text of a branch, which is sampled unless it was before."""
+        if generation := last.branches.get(branch):
+            yield [generation.strip, generation.stats, *fixed_values(generation)]
+            return
+        model, options = model_registry.get_model(last.checkpoint), dict(branches=last.branches, is_over=turn.is_over)
+        options["interventions"] = last.interventions
+        yield from stream(generate(*model, last.request, last.params, dict(branch), **options))
+
     events = [
-        *(event(run, [checkpoint, prompt, *inputs], **options) for event in (go.click, prompt.submit)),
-        again.click(run_again, [checkpoint, state, *inputs], **options),
-        checkpoint.change(run_other_checkpoint, [checkpoint, state, prompt, *inputs], **options),
-        detail[2].branch(branch, state, **options),
+        *(view.on(event, run, [checkpoint, prompt, *chat_inputs, *inputs]) for event in (go.click, prompt.submit)),
+        view.on(again.click, run_again, [checkpoint, state, *inputs]),
+        view.on(checkpoint.change, run_other_checkpoint, [checkpoint, state, prompt, *chat_inputs, *inputs]),
+        *(view.on(event, run_reply, [checkpoint, state, message, *inputs]) for event in (send.click, message.submit)),
+        view.on(detail[2].branch, branch, [state]),
+        view.on(tree[1].select, follow, [state]),
     ]
-    events.append(stop.click(None, cancels=events, **UNQUEUED))
-    events.append(back.click(leave_branch, state, outputs, **UNQUEUED))
-    for event in events:
-        event.then(show_details, state, details, **UNQUEUED)
+    view.stop_on(stop.click)
 
     def select(generation, event: gr.EventData):
-        index = event_int(event, "index")
-        if index not in range(len(generation.tokens)):
-            return skip(detail)
-        generation.selected = index
+        index, order = event_int(event, "index"), event_int(event, "order") or 0
+        if index not in range(len(generation.tokens)) or order < generation.select_order:
+            return gr.skip()
+        generation.selected, generation.select_order = index, order
         return show_selected(generation)
 
-    # trigger_mode: with "always_last" gradio would lose the index
-    strip.select(select, state, [*detail], show_progress="hidden", trigger_mode="multiple", **UNQUEUED)
+    view.add(strip.select, select, [state], detail, **QUICK_QUEUE)
+    for event in (ask.click, word.submit):
+        view.add(event, why_not.answer, [state, word], answer, show_progress="minimal")
+    view.add(tree[2].input, branches.show_comparison, [state, tree[2]], comparison, **QUICK_QUEUE)
+    for event in events:
+        view.add(event.then, show_details, [state], details, **QUICK_QUEUE)
 
-    def open_model(request):
-        path = request.query_params.get("checkpoint", checkpoint.value)
-        return model_registry.open_requested(path, checkpoint.value)
+    checkpoint.change(chat.show_switch, checkpoint, chat_area, **QUICK_QUEUE)
+    seed.input(None, seed, locked, js="seed => seed.trim() !== ''", **QUICK_QUEUE)  # whoever types a seed wants it
 
     @user_errors()
-    def restore(request: gr.Request):
-        """Puts a link's prompt, seed and settings into the page."""
-        if "prompt" not in request.query_params:
-            return skip([prompt, *inputs])
-        text, params, _ = share.from_query(request.query_params, inf)
-        values = {**asdict(params), "stop": "\n".join(params.stop)}
-        return [text, params.seed or 0, params.seed is not None, *(values[name] for name in controls)]
+    def restore(kept, query, locked, draft):
+        """Puts a link's prompt, seed and settings into the page, or those of this window before it was loaded again."""
+        link = QueryParams(query)
+        text, params, _ = share.from_query(link, inf)
+        if "prompt" not in link:
+            return [draft or gr.skip(), query, *skip([preset, *chat_inputs, *inputs])]
+        messages, values = share.messages_from_query(link), asdict(params)
+        sampler = {name: values[name] for name in sampler_controls.PRESET_FIELDS}
+        shown = presets.update(kept, presets.name_of(sampler, kept, presets.CUSTOM))
+        return [
+            draft or text,
+            query,
+            shown,
+            True if messages else gr.skip(),
+            chat.system_prompt(messages) if messages else gr.skip(),
+            params.seed or 0,
+            locked and params.seed is not None,
+            "\n".join(map(str, share.interventions_from_query(link))),
+            *(sampler_controls.fit_to(control, values[name]) for name, control in controls.items()),
+        ]
 
-    def run_link(request: gr.Request):
-        if "prompt" not in request.query_params:
-            yield skip(outputs)
+    def run_link(turn, query):
+        link = QueryParams(query)
+        if "prompt" not in link:
+            yield gr.skip()
             return
         with user_errors():
-            model, tokenizer = open_model(request)
-            link = share.from_query(request.query_params, model.config.vocab_size)
-        yield from stream(generate(model, tokenizer, *link))
+            path = link.get("checkpoint", current)
+            for progress in model_registry.opening(path, current):
+                yield [gr.skip(), progress, *skip(fixed)]
+            model, tokenizer = model_registry.open_model(path.strip())
+            prompt, *request = share.from_query(link, model.config.vocab_size)
+            prompt = share.messages_from_query(link) or prompt
+            known = share.branches_from_query(link, model.config.vocab_size)
+            options = dict(interventions=share.interventions_from_query(link), is_over=turn.is_over)
+        yield from stream(generate(model, tokenizer, prompt, *request, known, **options))
 
-    def show_link_details(request: gr.Request, generation):
-        return show_details(generation) if "prompt" in request.query_params else skip(details)
+    def show_link_details(generation, query):
+        return show_details(generation) if "prompt" in QueryParams(query) else gr.skip()
 
     @user_errors()
-    def open_link_checkpoint(request: gr.Request):
-        return open_model(request)[0].name_or_path if "checkpoint" in request.query_params else gr.skip()
+    def open_link_checkpoint(query):
+        link = QueryParams(query)
+        return (
+            model_registry.open_requested(link["checkpoint"], current)[0].name_or_path
+            if "checkpoint" in link
+            else gr.skip()
+        )
 
-    # Queued, since only then the page shows a refusal.
-    linked = demo.load(restore, None, [prompt, *inputs], **quiet).success(run_link, None, **options)
-    linked.then(show_link_details, state, details, **UNQUEUED)
+    recalled = [prompt, query, preset, *chat_inputs, *inputs]
+    loaded = demo.load(restore, [kept, query, locked, prompt], recalled, js=share.RECALL, **QUICK_QUEUE)
+    linked = view.on(loaded.success, run_link, [query])
+    view.add(linked.then, show_link_details, [state, query], details, **QUICK_QUEUE)
     # Last: all tabs follow the user's checkpoint, and by now the link's sample is there.
-    linked.success(open_link_checkpoint, None, checkpoint, **quiet, **MODEL_QUEUE)
-    return state, [*events, linked]
+    quiet = dict(api_visibility="private", show_progress="hidden")
+    linked.success(open_link_checkpoint, query, checkpoint, **quiet, **OPENING_QUEUE)
+    for event in (query.change, locked.change, prompt.change):
+        event(None, [query, locked, prompt], None, js=share.REMEMBER, **QUICK_QUEUE)
+    return state, [*events, linked], interventions

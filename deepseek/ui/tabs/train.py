@@ -1,5 +1,6 @@
 """The Train tab: starts a run in the background, shows its progress, controls it, and opens its checkpoints."""
 
+import html
 import json
 import shutil
 from contextlib import suppress
@@ -10,22 +11,33 @@ import gradio as gr
 
 from deepseek.checkpoints import saving
 from deepseek.training import runs
-from deepseek.training.config import TrainConfig, TrainingError
+from deepseek.training.config import UPLOADS, TrainConfig, TrainingError
 from deepseek.training.metrics import History
 from deepseek.ui.components import run_view, train_form
-from deepseek.ui.components.view import figure
+from deepseek.ui.components.view import changed, figure
 from deepseek.ui.errors import user_error
-from deepseek.ui.generation import UNQUEUED
+from deepseek.ui.generation import QUICK_QUEUE
 from deepseek.ui.plots import training
 from deepseek.ui.server import access_control
 
 EXAMPLE_METRICS = (
     Path(__file__).parents[3] / "assets" / "example-run.jsonl"
 )  # every tenth step of a run of preset `quick`
-POLL_INTERVAL_S = 1.0
 ACTIONS = {"pause": "Pause", "resume": "Resume", "stop": "Stop and save", "delete": "Delete"}
-CONFIRM_JS = "(name, secret) => [confirm(`Delete run ${name} and its checkpoints?`) ? name : null, secret]"
-HIDDEN_JS = "(...values) => [...values.slice(0, -1), document.hidden]"
+CONFIRM_JS = "(name, ...rest) => [confirm(`Delete run ${name} and its checkpoints?`) ? name : null, ...rest]"
+# Asked in the page, at every tick: a timer that the server switches off goes on until a busy server has answered.
+POLL_JS = """
+const tab = element.closest('[role=tabpanel]'), clock = setInterval(() => {
+    if (!element.isConnected) clearInterval(clock);
+    else if (tab.checkVisibility() && !document.hidden) trigger('poll');
+}, 1000);
+"""
+CHOOSE_PROBE_JS = """(index, run) => {
+    const {max} = document.querySelector('#probe-at input[type=range]');
+    return [index < Number(max) ? {run, index} : null];
+}"""
+# As an answer arrives, not as it is made: by now the user may have moved the slider.
+FOLLOW_NEWEST_JS = "(index, chosen, run, shown) => chosen?.run === run ? index : shown?.['newest probe']"
 OPEN_JS = "path => { location.search = '?' + new URLSearchParams({checkpoint: path}) }"
 
 
@@ -34,19 +46,20 @@ def start_run(config: TrainConfig) -> runs.Run:
     try:
         return runs.start(config)
     except (ValueError, TrainingError) as error:
-        if config.run / access_control.UPLOADS == Path(config.data[0]).parent:
-            shutil.rmtree(config.run / access_control.UPLOADS, ignore_errors=True)
+        if config.run / UPLOADS == Path(config.data[0]).parent:
+            shutil.rmtree(config.run / UPLOADS, ignore_errors=True)
             with suppress(OSError):  # the folder holds more than the upload
                 config.run.rmdir()
         raise user_error(error) from error
 
 
-def control_run(action: str, name: str, secret: str) -> None:
-    """Pauses, resumes, stops or deletes a run. Raises gr.Error."""
+def control_run(action: str, name: str, secret: str, **changes) -> None:
+    """Pauses, resumes (with `changes` of its settings), stops or deletes a run. Raises gr.Error."""
     try:
         run = runs.find(runs.ROOT, name)
-        access_control.check_access(TrainConfig(**{**run.config, "root": runs.ROOT, "name": name}), secret)
-        getattr(runs, action)(runs.ROOT, name)
+        settings = {**run.config, **changes, "root": runs.ROOT, "name": name}
+        access_control.check_access(TrainConfig(**settings), secret)
+        getattr(runs, action)(runs.ROOT, name, **changes)
     except (ValueError, TypeError, TrainingError) as error:
         raise user_error(error) from error
 
@@ -73,14 +86,14 @@ def archive_checkpoint(path: str) -> str:
     return str(runs.archive(Path(path)))
 
 
-def build(demo, tab: gr.Tab, tabs: gr.Tabs) -> None:
-    """Adds the content of `tab`, one of `tabs` of the page `demo`. Runs are polled only while the tab is open.
+def build(demo, tab: gr.Tab) -> None:
+    """Adds the content of `tab` of the page `demo`. Runs are polled only while the tab is on the screen.
 
     What depends on whether there are runs stays hidden until the page has asked.
     """
-    view, overlay = gr.State(run_view.RunView(), time_to_live=3600), gr.State(run_view.RunView(), time_to_live=3600)
-    timer = gr.Timer(POLL_INTERVAL_S, active=False)
-    page_hidden = gr.Checkbox(visible=False)  # whether the browser shows another page
+    reader, overlay_reader = (gr.State(run_view.RunReader(), time_to_live=3600) for _ in range(2))
+    shown = gr.JSON(visible=False)  # what the panels show: see view.changed
+    clock = gr.HTML(js_on_load=POLL_JS, visible="hidden")
     gr.Markdown(
         "Train a small mixture of experts and watch it learn. A run continues in the background: close the page, come "
         "back later, and it is still here."
@@ -108,15 +121,19 @@ def build(demo, tab: gr.Tab, tabs: gr.Tabs) -> None:
                 [("none", "")], value="", label="overlay", info="curves of another run", **options
             )
             smoothing = gr.Slider(0, 100, 60, step=1, label="smoothing", info="of the curves, in %", min_width=200)
+            options = dict(info="where Resume ends; more steps extend a run", min_width=200)
+            last_step = gr.Number(label="last step", precision=0, **options)
         with gr.Row():
             buttons = {action: gr.Button(label, size="sm", min_width=110) for action, label in ACTIONS.items()}
         p = run_view.build()
 
     lists = [run, overlay_name, form, no_runs, panels, c["name"], c["init_from"]]
-    shown = [run, *p.values(), *buttons.values()]
-    quiet = dict(show_progress="hidden", **UNQUEUED)
-    update = dict(inputs=[view, overlay, run, overlay_name, smoothing, p["checkpoint"]], outputs=shown, **quiet)
-    queued = dict(api_visibility="private")  # an error reaches the user only through the queue
+    readers, chosen = [reader, overlay_reader], p.pop("chosen probe")
+    choices = [run, overlay_name, smoothing, p["checkpoint"], chosen, p["film layer"]]
+    outputs = [shown, *lists, last_step, *p.values(), *buttons.values()]
+    update = dict(inputs=[*readers, shown, *choices], outputs=outputs, **QUICK_QUEUE)
+    # gradio's default queue, one by one, for what changes runs or takes time. Progress would cover all panels.
+    one_by_one = dict(api_visibility="private", show_progress="hidden")
 
     def refresh_lists(name):
         """Updates every list of runs, with `name` chosen if it still exists."""
@@ -136,32 +153,36 @@ def build(demo, tab: gr.Tab, tabs: gr.Tabs) -> None:
         new_name = train_form.free_name() if new_name in names else gr.skip()
         return {**refresh_lists(name), form: gr.update(open=not names), c["name"]: new_name}
 
-    def poll(view, overlay, name, overlay_name, smoothing, checkpoint):
-        """Draws what is new of the run; nothing if there is no run of that name any more."""
+    def poll(reader, overlay_reader, page_shows, name, overlay_name, smoothing, checkpoint, chosen, layer):
+        """Draws what is new of the run, and the lists of runs if another window has started or deleted one."""
+        if not page_shows or page_shows.get("run") != name:
+            page_shows = {"run": name}
+        is_new = changed(page_shows, "runs", run_view.run_names())
+        updates = {shown: page_shows, **(refresh_lists(name) if is_new else {})}
         try:
-            current = runs.find(runs.ROOT, name)
-            updates = run_view.redraw(p, view, overlay, current, overlay_name, smoothing, checkpoint)
+            with reader.lock, overlay_reader.lock:
+                current, histories = runs.find(runs.ROOT, name), {name: reader.read(name)}
+                if overlay_name and overlay_name != name:
+                    histories[overlay_name] = overlay_reader.read(overlay_name)
+                chosen_index = chosen["index"] if chosen and chosen["run"] == name else None
+                drawn = smoothing, checkpoint, chosen_index, layer
+                updates |= run_view.redraw(p, page_shows, current, histories, *drawn)
         except runs.RunError:
-            return {p["progress"]: ""}
-        if view.changed("state", (name, current.state, current.checkpoint is None)):
-            ended = current.state in ("stopped", "failed", "killed")
+            return {p["progress"]: "", **updates}
+        if changed(page_shows, "state", (current.state, current.steps)):
             allowed = {
                 "pause": current.state == "running",
-                "resume": current.state == "paused" or (ended and current.checkpoint is not None),
+                "resume": current.state == "paused" or (not current.alive and bool(current.config)),
                 "stop": current.alive,
                 "delete": not current.alive,
             }
             updates |= {button: gr.update(interactive=allowed[action]) for action, button in buttons.items()}
+            updates[last_step] = gr.update(value=current.steps, interactive=not current.alive)
             updates[run] = gr.update(choices=run_view.run_choices(), value=name)  # its label shows the state
         return updates
 
-    def poll_if_visible(*values):
-        *values, is_hidden = values
-        return {p["progress"]: gr.skip()} if is_hidden else poll(*values)
-
-    def redraw_all(view, *rest):
-        view.drawn.clear()  # the page may have missed an update while it was hidden
-        return poll(view, *rest)
+    def redraw_all(reader, overlay_reader, _, *choices):
+        return poll(reader, overlay_reader, {}, *choices)  # what came while the tab was hidden had no size
 
     def start_from_form(secret, *values):
         try:
@@ -169,39 +190,35 @@ def build(demo, tab: gr.Tab, tabs: gr.Tabs) -> None:
         except (ValueError, OSError) as error:
             raise user_error(error) from error
         start_run(config)
+        for note in config.notes():
+            gr.Info(html.escape(note, quote=False))
         return {**refresh_lists(config.name), form: gr.update(open=False), c["name"]: train_form.free_name()}
 
-    def press(action, name, secret):
+    def press(action, name, secret, last_step):
         if name:  # null if the user did not confirm
-            control_run(action, name, secret)
+            changes = {"max_steps": last_step} if action == "resume" and last_step is not None else {}
+            control_run(action, name, secret, **changes)
         return refresh_lists(name)
 
-    def on_tab_select(event: gr.EventData):
-        return gr.Timer(active=getattr(event, "value", None) == tab.label)
+    def redraw_on(event, function=poll, **options):
+        answered = event(function, **update, **options)
+        follow = [p["probe index"], chosen, run, shown], p["probe index"]
+        answered.then(None, *follow, js=FOLLOW_NEWEST_JS, **QUICK_QUEUE)
 
-    def show_probe(view, name, index):
-        with suppress(runs.RunError, IndexError):  # the run is gone or has no probe yet
-            view.read(name)
-            newest = len(view.history.probes) - 1
-            index = max(0, min(int(index), newest))
-            view.probe_index = index if index < newest else None  # a poll under way still draws the newest
-            return run_view.draw_probe(p, view.history, index)
-        return {}
-
-    demo.load(open_tab, [run, c["name"]], lists, **quiet)
-    tabs.select(on_tab_select, None, timer, **quiet)
-    tab.select(open_tab, [run, c["name"]], lists, **quiet).then(redraw_all, **update)
-    timer.tick(poll_if_visible, **{**update, "inputs": [*update["inputs"], page_hidden]}, js=HIDDEN_JS)
-    start.click(start_from_form, [secret, *c.values()], lists, **queued).then(redraw_all, **update)
+    demo.load(open_tab, [run, c["name"]], lists, **QUICK_QUEUE)
+    redraw_on(tab.select(open_tab, [run, c["name"]], lists, **QUICK_QUEUE).then, redraw_all)
+    redraw_on(clock.poll)
+    redraw_on(start.click(start_from_form, [secret, *c.values()], lists, **one_by_one).then, redraw_all)
     for action, button in buttons.items():
         js = CONFIRM_JS if action == "delete" else None
-        button.click(partial(press, action), [run, secret], lists, js=js, **queued).then(poll, **update)
-    for changed in (run.input, overlay_name.input, smoothing.release):
-        changed(poll, **update)
-    probe_inputs, probe_outputs = [view, run, p["probe index"]], [p["probe"], p["probe note"]]
-    p["probe index"].input(show_probe, probe_inputs, probe_outputs, trigger_mode="always_last", **quiet)
+        pressed = button.click(partial(press, action), [run, secret, last_step], lists, js=js, **one_by_one)
+        redraw_on(pressed.then)
+    for event in (run.input, overlay_name.input, smoothing.release, p["film layer"].input):
+        redraw_on(event)
+    moved = p["probe index"].input(None, [p["probe index"], run], chosen, js=CHOOSE_PROBE_JS, **QUICK_QUEUE)
+    redraw_on(moved.then, trigger_mode="always_last")
     pinned = gr.Textbox(visible=False)
-    opened = p["open"].click(pin_checkpoint, p["checkpoint"], pinned, **queued)
-    opened.success(None, pinned, None, js=OPEN_JS, **UNQUEUED)
-    archived = p["download"].click(archive_checkpoint, p["checkpoint"], p["file"], **queued)
-    archived.then(lambda: gr.update(visible=True), None, p["file"], **UNQUEUED)
+    opened = p["open"].click(pin_checkpoint, p["checkpoint"], pinned, **one_by_one)
+    opened.success(None, pinned, None, js=OPEN_JS, **QUICK_QUEUE)
+    archived = p["download"].click(archive_checkpoint, p["checkpoint"], p["file"], **one_by_one)
+    archived.then(lambda: gr.update(visible=True), None, p["file"], **QUICK_QUEUE)

@@ -29,9 +29,18 @@ def browser():
         browser.close()
 
 
+@pytest.fixture(scope="session")
+def context(browser):
+    """One profile for all tests, which fetches gradio's scripts once. A page finds its storage empty, as a new visitor's is."""
+    with browser.new_context() as context:
+        forget = "sessionStorage.visited || (localStorage.clear(), sessionStorage.visited = 1)"
+        context.add_init_script(f"try {{ {forget} }} catch {{}}")  # about:blank has no storage
+        yield context
+
+
 @pytest.fixture
-def page(browser, app_url, request):
+def page(context, app_url, request):
     """The opened page, 1280 pixels wide unless a test asks for another width. Fails at the end if it complained."""
-    with watched_page(browser, app_url, getattr(request, "param", 1280)) as (page, _):
+    with watched_page(context, app_url, getattr(request, "param", 1280)) as (page, _):
         open_page(page, app_url)
         yield page

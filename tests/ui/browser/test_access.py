@@ -3,16 +3,23 @@
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
-from ui.browser.actions import open_page, open_tab, settle, texts
+from ui.browser.actions import new_page, open_page, open_tab, settle, texts
 
 TABS = [
     ["Playground"],
+    ["Walk"],
     ["Experts", "This text"],
     ["Experts", "Long text"],
     ["Experts", "Domains"],
+    *(
+        ["What experts do", name]
+        for name in ("Vocabulary", "Kinds of text", "Partners", "Repetition", "Geometry", "Report")
+    ),
     ["Attention"],
     ["Layers"],
     ["Intervene"],
+    ["Intervene", "Importance"],
+    ["Intervene", "Steer"],
     ["Compare"],
     ["Train"],
     ["Model"],
@@ -49,8 +56,16 @@ def show(page, tab, open=open_tab):
     """Opens a tab and waits until it is drawn."""
     for name in tab:
         open(page, name)
-    if tab == ["Intervene"]:
-        expect(page.locator("#loss-change .xtick")).to_have_count(5)  # measured layer by layer
+    if tab[0] == "What experts do" and tab[-1] != "Report":
+        expect(page.locator(".verdicts:visible")).to_contain_text("chance")  # measured when it is first opened
+    if tab[-1] == "Steer":
+        expect(page.locator("#steer-effect-note")).to_contain_text("Held-out loss")
+    if tab[-1] == "Importance":
+        expect(page.locator("#runner-ups .ytick > text")).to_have_count(5)  # measured layer by layer
+    if tab == ["Walk"]:
+        page.locator("#walk .part.router").first.press("Enter")  # with what is told about a part
+        expect(page.locator("#walk .facts")).to_be_visible()
+        page.get_by_role("tab", name="Walk", exact=True).focus()
     empty = """[...document.querySelectorAll('[aria-label="Empty value"]')].some(one => one.checkVisibility())"""
     page.wait_for_function(f"!{empty}")  # every figure is drawn
     page.wait_for_timeout(300)  # what is being redrawn is pale for a moment
@@ -58,10 +73,13 @@ def show(page, tab, open=open_tab):
     page.wait_for_function(f"!document.querySelector('.pending') && !{moving}")
 
 
-@pytest.fixture(params=[(1280, "light"), (375, "dark")], ids=["wide and light", "phone and dark"])
-def page(browser, app_url, request):
+PHONE = pytest.param((375, "dark"), id="phone and dark", marks=pytest.mark.long)
+
+
+@pytest.fixture(params=[pytest.param((1280, "light"), id="wide and light"), PHONE])
+def page(context, app_url, request):
     width, theme = request.param
-    page = browser.new_page(viewport={"width": width, "height": 900})
+    page = new_page(context, width)
     open_page(page, f"{app_url}/?__theme={theme}")
     yield page
     page.close()
@@ -76,17 +94,19 @@ def test_axe_finds_nothing_serious_nothing_is_cut_and_every_panel_is_explained(p
         lines = page.locator("[role=tabpanel]:visible .prose p:visible")
         assert lines.last.text_content() and 20 < len(lines.first.text_content()) < 180, tab  # what the panel is
     open_tab(page, "Playground")
-    for name in ("dynamic temperature", "penalties", "order and scope", "save and share", "candidates: click one"):
-        page.get_by_text(name).locator("visible=true").first.click()
+    folded = ("dynamic temperature", "truncation", "penalties", "DRY, against", "mirostat and adaptive-p", "bias and bans",
+              "order", "save and share", "candidates: click one", "why not this word?")  # fmt: skip
+    for name in folded:
+        page.get_by_text(name, exact=name == "order").locator("visible=true").first.click()
     page.wait_for_timeout(400)
     problems["Playground, unfolded"] = findings(page) + [f"cut: {text}" for text in page.evaluate(CUT)]
     assert not {tab: complaints for tab, complaints in problems.items() if complaints}
 
 
 @pytest.fixture
-def keyboard(browser, app_url):
+def keyboard(context, app_url):
     """The page for a user without a mouse; `reached` holds the elements that had the focus."""
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page = new_page(context)
     page.add_init_script("window.reached = new Set(); addEventListener('focusin', e => reached.add(e.target))")
     open_page(page, app_url)
     yield page
@@ -100,16 +120,18 @@ def press(page, locator, key="Enter"):
 
 def test_the_tab_key_reaches_everything_and_shows_where_it_is(keyboard):
     page = keyboard
+    page.get_by_role("tab", name="Playground", exact=True).focus()
+    page.keyboard.press("Shift+Tab")  # what stands above the tabs
     unreached = {}
     for tab in TABS:
         show(page, tab, lambda page, name: press(page, page.get_by_role("tab", name=name, exact=True)))
-        for _ in range(200):
+        for _ in range(400):
             page.keyboard.press("Tab")
             here = "const e = document.activeElement, s = getComputedStyle(e);"
             outlined = "s.outlineStyle !== 'none' || /INPUT|TEXTAREA/.test(e.tagName)"
             state = f"[e.tagName, {outlined}, e.outerHTML.slice(0, 160)]"
             tag, outlined, code = page.evaluate(f"() => {{ {here} return {state} }}")
-            if tag == "BODY":
+            if tag == "BODY":  # behind the last control, or the focus is lost
                 break
             assert outlined, code
         unreached[" ".join(tab)] = page.evaluate(UNREACHED)

@@ -5,10 +5,10 @@ import re
 import pytest
 from playwright.sync_api import expect
 from transformers import LlamaConfig, LlamaForCausalLM
-from ui.browser.actions import button, open_tab, texts, visible_box
+from ui.browser.actions import button, open_tab, replaced, settle, shown, texts, visible_box
 
 from deepseek import trace
-from deepseek.interpret.interventions import ablation_effects
+from deepseek.interpret.importance import knock_outs
 
 
 def drawn(page, name):
@@ -96,12 +96,6 @@ def test_an_expert_is_ablated_and_forced(page, demo):
     assert len(texts(page, "strip-original")) == 64
     for name in ("original", "changed"):
         expect(page.locator(f"#strip-{name} .diverged")).to_have_count(1)
-    expect(page.locator("#loss-change .xtick")).to_have_count(5)  # drawn layer by layer
-    bars = drawn(page, "loss-change")
-    text = visible_box(page, "text").input_value()
-    effects = {(f"layer {layer}", expert): effect for layer, expert, effect in ablation_effects(*demo, text)}
-    shown = {(layer, expert): y for expert, bar in enumerate(bars) for layer, y in zip(bar["x"], bar["y"])}
-    assert shown == pytest.approx(effects, abs=2e-2)
     assert_fits(page)
     before = texts(page, "strip-original")
     page.get_by_label("force", exact=True).check()
@@ -109,22 +103,75 @@ def test_an_expert_is_ablated_and_forced(page, demo):
     page.get_by_role("option", name="expert 3", exact=True).click()
     visible_box(page, "at").click()
     page.get_by_role("option", name="layer 2", exact=True).click()
-    page.locator("#strip-changed .token").nth(9).click()
-    expect(page.locator("#strip-changed .detail")).to_contain_text("token 10 ")
-    button(page, "Generate both").click()
-    expect(page.locator("#strip-changed .detail")).to_have_text("")  # another sample, with no token selected
-    page.locator("#strip-changed").get_by_label("colour the tokens by").select_option("layer 2")
+    with replaced(page, "#strip-original .token", "#strip-changed .token", "#intervene-note p"):
+        button(page, "Generate both").click()
     expect(page.locator("#intervene-note")).to_contain_text("token")  # the verdict, once both have ended
-    assert texts(page, "strip-original") == before
+    expect(page.locator("#strip-original .token")).to_have_text(before)
+    detail = page.locator("#strip-changed .detail")
+    colours = page.locator("#strip-changed").get_by_label("colour the tokens by")
     page.locator("#strip-changed .token").nth(9).click()
-    expect(page.locator("#strip-changed .detail")).to_contain_text("expert 3 ")
-    visible_box(page, "experts of").click()
-    page.get_by_role("option", name="layer 4", exact=True).click()
-    button(page, "Measure").click()
-    expect(page.locator("#loss-change .xtick")).to_have_count(1)
+    expect(detail).to_contain_text("token 10 ")
+    expect(detail).not_to_contain_text("expert")
+    colours.select_option("layer 2")  # what is told of the selected token follows
+    expect(detail).to_contain_text("expert 3 ")
+    colours.select_option("probability")
+    expect(detail).not_to_contain_text("expert")
+    expect(visible_box(page, "interventions")).to_have_value("force 3@2")
+    button(page, "Add another intervention").click()
+    page.get_by_label("ablate", exact=True).check()
+    expect(visible_box(page, "interventions")).to_have_value("force 3@2\noff 3@2")
+    button(page, "Generate both").click()
+    expect(page.get_by_text("expert 3 is forced and switched off at once").first).to_be_visible()
+    visible_box(page, "interventions").fill("force 3@2\npromote 1@4 0.5")
+    button(page, "Use in the Playground").click()
     visible_box(page, "prompt").fill(" ")
     button(page, "Generate both").click()
     expect(page.get_by_text("prompt is empty").first).to_be_visible()
+    open_tab(page, "Playground")
+    button(page, "Generate").click()
+    expect(page.locator("#stats")).to_contain_text("under force 3@2, promote 1@4 0.5")
+    settle(page)
+    shown(page, "save and share").click()
+    button(page, "Make a link to this text").click()
+    expect(page.locator("#link textarea, #link input").first).to_have_value(re.compile("interventions=force\\+3%402"))
+    link, words = page.locator("#link textarea, #link input").first.input_value(), texts(page, "strip")
+    page.goto(link)
+    expect(page.locator("#stats")).to_contain_text("under force 3@2, promote 1@4 0.5")
+    settle(page)
+    assert texts(page, "strip") == words
+
+
+def test_the_importance_of_every_expert_is_drawn(page, demo):
+    open_tab(page, "Intervene")
+    open_tab(page, "Importance")
+    expect(page.locator("#loss-change .xtick")).to_have_count(5)  # drawn layer by layer
+    text = visible_box(page, "text").input_value()
+    effects = {(f"layer {each.layer}", each.expert): each.loss_change for each in knock_outs(*demo, text)}
+    shown = {
+        (x, expert): y for expert, bar in enumerate(drawn(page, "loss-change")) for x, y in zip(bar["x"], bar["y"])
+    }
+    assert shown == pytest.approx(effects, abs=2e-2)
+    expect(page.locator("#runner-ups .ytick > text")).to_have_count(5)
+    assert [line["name"] for line in drawn(page, "top-disabled")] == ["top routed", "shared", "random routed"]
+    assert len(drawn(page, "one-after-another")) == 3 and len(drawn(page, "knock-outs")[0]["y"]) == 16
+    assert_fits(page)
+    visible_box(page, "experts of").click()
+    page.get_by_role("option", name="layer 4", exact=True).click()
+    visible_box(page, "find experts: expert@layer").fill("7@4")
+    button(page, "Measure").click()
+    expect(page.locator("#loss-change .xtick")).to_have_count(1)
+    assert drawn(page, "knock-outs")[0]["y"][0] == "7@4"
+
+
+def test_two_texts_steer_the_model(page):
+    open_tab(page, "Intervene")
+    open_tab(page, "Steer")
+    expect(page.locator("#steer-verdict")).to_contain_text("more than chance")
+    expect(page.locator("#steer-note")).to_contain_text("The samples")
+    expect(page.locator("#steer-effect-note")).to_contain_text("Held-out loss")
+    assert len(drawn(page, "rate-differences")[0]["y"]) == 16 and len(drawn(page, "steering-effect")) == 3
+    assert "promote" in visible_box(page, "these interventions").input_value()
+    assert_fits(page)
 
 
 def test_every_panel_says_that_a_dense_model_has_no_experts_and_follows_the_next_one(
@@ -147,8 +194,18 @@ def test_every_panel_says_that_a_dense_model_has_no_experts_and_follows_the_next
     expect(page.locator("#domains-summary")).to_contain_text("This model is dense")
     open_tab(page, "Intervene")
     expect(page.locator("#intervene-note")).to_contain_text("This model is dense")
+    open_tab(page, "Importance")
     expect(page.locator("#ablation-note")).to_contain_text("This model is dense")
+    open_tab(page, "Steer")
+    expect(page.locator("#steer-verdict")).to_contain_text("This model is dense")
+    page.route("**/queue/join**", lambda route: None)  # the tab's answer comes while the list is open
     open_tab(page, "Model")
+    visible_box(page, "checkpoint").click()
+    expect(page.get_by_role("option", name=str(folder))).to_be_visible()
+    with page.expect_response("**/queue/data**"):
+        page.unroute("**/queue/join**")
+    page.wait_for_timeout(500)
+    expect(page.get_by_role("option", name=str(folder))).to_be_visible()
     visible_box(page, "checkpoint").fill("assets/demo")
     visible_box(page, "checkpoint").press("Enter")
     button(page, "Open").click()

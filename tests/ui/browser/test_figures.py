@@ -6,13 +6,16 @@ import json
 
 import pytest
 from playwright.sync_api import expect
+from ui.browser.actions import new_page, open_page
 
 TABS = [
     ["Playground"],
     ["Experts", "This text"],
     ["Experts", "Long text"],
     ["Experts", "Domains"],
-    ["Intervene"],
+    *(["What experts do", name] for name in ("Vocabulary", "Kinds of text", "Partners", "Repetition", "Geometry")),
+    ["Intervene", "Importance"],
+    ["Intervene", "Steer"],
     ["Attention"],
     ["Layers"],
 ]
@@ -25,11 +28,10 @@ DRAWN = """plot => plot._fullData.map(trace => ({
 
 
 @pytest.fixture(scope="module")
-def page(browser, app_url):
+def page(context, app_url):
     """One page for all tests of this file."""
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.goto(app_url)
-    expect(page.locator("#strip .token").first).to_be_visible()
+    page = new_page(context)
+    open_page(page, app_url)
     yield page
     page.close()
 
@@ -67,8 +69,12 @@ def test_every_figure_downloads_what_it_shows(page, tab):
         page.get_by_role("tab", name=name, exact=True).click()
     if tab == ["Playground"]:
         page.get_by_text("entropy and temperature along the text").click()
-    if tab == ["Intervene"]:
-        expect(page.locator("#loss-change .xtick")).to_have_count(5)  # drawn layer by layer
+    if tab[0] == "What experts do":
+        expect(page.locator(".verdicts:visible")).to_contain_text("chance")  # measured when it is first opened
+    if tab[-1] == "Steer":
+        expect(page.locator("#steer-effect-note")).to_contain_text("Held-out loss")
+    if tab[-1] == "Importance":
+        expect(page.locator("#runner-ups .ytick > text")).to_have_count(5)  # drawn layer by layer
     figures = page.locator(".figure:visible")
     expect(figures.first).to_be_visible()
     expect(page.locator(".js-plotly-plot:visible")).to_have_count(figures.count())

@@ -7,6 +7,7 @@ from urllib.parse import urlencode
 
 import pytest
 from playwright.sync_api import expect
+from small import randomized
 from ui.browser.actions import (
     button,
     fill,
@@ -59,10 +60,10 @@ CAUGHT = (
 
 
 @pytest.fixture
-def page(browser, training_app):
+def page(context, training_app):
     """The page; fails at the end if anything ran, was fetched, opened a dialog or a window, or became an element."""
     url, _ = training_app
-    with watched_page(browser, url) as (page, complaints):
+    with watched_page(context, url) as (page, complaints):
         page.url_of_app = url
         page.add_init_script("window.canary = () => { window.ran = true }")
         page.on("dialog", lambda dialog: complaints.append(dialog.message) or dialog.dismiss())
@@ -94,8 +95,11 @@ def hovered(page) -> str:
     return "\n".join(labels)
 
 
-def hovered_at(page, name, column) -> str:
-    """Plotly's hover text in the middle of a column of the plot with this id."""
+def assert_hover(page, name, column, text):
+    """Moves the mouse to the middle of a column of the plot with this id until plotly's hover text contains `text`.
+
+    plotly follows the mouse a little later, and not at all to a figure that replaces the one under the mouse.
+    """
     plot = page.locator(f"#{name} .js-plotly-plot")
     plot.scroll_into_view_if_needed()
     x, y = plot.evaluate(
@@ -105,10 +109,13 @@ def hovered_at(page, name, column) -> str:
         }""",
         column,
     )
-    page.mouse.move(x, y)
-    expect(plot.locator(".hoverlayer text").first).to_be_attached()
-    page.wait_for_timeout(80)  # plotly follows the mouse a little later
-    return "\n".join(plot.locator(".hoverlayer text").all_text_contents())
+    for tries in range(100):
+        page.mouse.move(x + tries % 2, y)
+        page.wait_for_timeout(80)
+        hover = plot.locator(".hoverlayer text").all_text_contents()
+        if any(text in line for line in hover):
+            return
+    raise AssertionError(f"{text!r} is not in {hover}")
 
 
 def generate(page, prompt):
@@ -138,6 +145,9 @@ def test_every_panel_shows_it_as_text(page):
         if name != "Layers":
             shows(".strip:visible .tokens")
         assert hovered(page)
+    open_tab(page, "Walk")
+    expect(page.locator("#walk .part").first).to_be_visible()
+    expect(page.locator("#walk .text")).to_contain_text(MARKUP[0])
     open_tab(page, "Experts")
     open_tab(page, "Long text")
     visible_box(page, "text").fill(hostile * 3)
@@ -164,7 +174,7 @@ def hostile_model(tokenizer, tmp_path_factory):
     tokenizer.save_pretrained(folder)
     vocabulary = type(tokenizer).from_pretrained(folder)
     vocabulary.add_tokens(TOKENS)
-    model = DeepseekV3ForCausalLM(preset("tiny", vocab_size=len(vocabulary), max_position_embeddings=512)).eval()
+    model = randomized(DeepseekV3ForCausalLM(preset("tiny", vocab_size=len(vocabulary), max_position_embeddings=512)))
     model.save_pretrained(folder)
     vocabulary.save_pretrained(folder)
     (folder / "README.md").write_text("\n\n".join(MARKUP))
@@ -176,6 +186,14 @@ def test_tokens_that_are_hostile_stay_text_in_labels_hovers_and_files(page, host
     page.goto(f"{page.url_of_app}/?{urlencode(query)}")
     expect(page.locator("#which")).to_contain_text("<img src=x onerror=canary()> $$x$$ *b* [x](javascript:canary())")
     settle(page)
+    open_tab(page, "Walk")
+    expect(page.locator("#walk .text")).to_contain_text("".join(TOKENS[:4]))
+    for position in (1, 6):
+        page.locator("#walk .text .token").nth(position).click()
+        expect(page.locator("#walk .part.token .large")).to_have_text(TOKENS[position - 1])
+        for part in ("layer", "head", "logits"):
+            page.locator(f"#walk .part.{part}").first.press("Enter")
+            harmless(page)
     open_tab(page, "Experts")
     expect(page.locator("#experts-strip")).to_contain_text(TOKENS[0])
     strip = page.locator("#experts-strip .token").all_text_contents()
@@ -186,7 +204,7 @@ def test_tokens_that_are_hostile_stay_text_in_labels_hovers_and_files(page, host
     page.locator("#experts-strip .token").nth(1).click()
     expect(page.locator("#token-path .gtitle")).to_contain_text("<b>x</b>")
     for position, token in enumerate(TOKENS, 1):
-        assert f"{position} {show_invisible(token)}" in hovered_at(page, "expert-map", position)
+        assert_hover(page, "expert-map", position, f"{position + 1} {show_invisible(token)}")
     open_tab(page, "Long text")
     visible_box(page, "text").fill("".join(TOKENS) * 3)
     button(page, "Trace").click()

@@ -1,4 +1,4 @@
-"""The Playground's tokens: details and colours, the sampler's settings, and what is saved of a sample."""
+"""The Playground's tokens: details and colours, scripts, markup, and a sample that is saved."""
 
 import json
 import re
@@ -6,29 +6,20 @@ from urllib.parse import urlencode
 
 import pytest
 from playwright.sync_api import expect
-from running import app_in
 from ui.browser.actions import (
-    WIDE_AND_PHONE,
     ask_for_a_long_sample,
     branch,
     button,
     generate,
-    make_link,
-    number_box,
-    open_page,
     settle,
     shown,
-    slide,
     texts,
+    titles,
 )  # fmt: skip
 
 from deepseek import load
 from deepseek.generate import main as generate_command
 from deepseek.ui.plots.style import EXPERT_COLOURS
-
-
-def titles(page):
-    return page.locator("#strip .token").evaluate_all("all => all.map(e => e.title)")
 
 
 def colours(page):
@@ -39,7 +30,7 @@ def colours(page):
 
 def test_hover_shows_figures_and_colours_follow_the_choice(page):
     details = titles(page)
-    assert all(re.search(r"probability [\d.]+ %, rank \d+ · entropy [\d.]+ nats", title) for title in details)
+    assert all(re.search(r"probability [\d.]+ %, rank \d+ .*· entropy [\d.]+ nats", title) for title in details)
     assert len(details) > 20
     choose = page.get_by_label("colour the tokens by").first.select_option
     orders = {"probability": (r"probability ([\d.]+) %", -1), "entropy": (r"entropy ([\d.]+)", 1)}
@@ -61,7 +52,6 @@ def test_hover_shows_figures_and_colours_follow_the_choice(page):
     assert set(colours(page)) == {(0, 0, 0, 0)}
 
 
-@WIDE_AND_PHONE
 def test_a_token_selected_while_text_streams_stays_selected(page):
     ask_for_a_long_sample(page)
     # In the page itself: the sample may end before a click from outside arrives.
@@ -100,96 +90,6 @@ def test_the_text_is_also_a_plain_table(page):
         _, _, probability, rank, entropy, *_ = row.locator("th, td").all_text_contents()
         assert f"rank {rank} " in title and probability.endswith("%")
         assert float(entropy) == pytest.approx(float(re.search(r"entropy ([\d.]+)", title)[1]), abs=0.011)
-
-
-def test_order_stop_strings_and_neutral(page):
-    shown(page, "order and scope").click()
-    page.get_by_label("llama.cpp", exact=True).locator("visible=true").check()
-    slide(page, "min-p", 0.05)
-    slide(page, "max new tokens", 400)
-    stop = page.get_by_label("stop strings").locator("visible=true")
-    stop.fill(" the\n was")
-    stop.press("Tab")
-    generate(page)
-    order = "model → repetition → n-gram → presence and frequency → top-k → top-p → min-p → temperature"
-    expect(page.locator("#token-heading")).to_contain_text("Sampler order: " + order)
-    expect(page.get_by_text(order.removeprefix("model → "), exact=True).locator("visible=true").first).to_be_visible()
-    expect(page.locator("#stats")).to_contain_text("ended by stop string")
-    text = "".join(texts(page, "strip"))
-    assert (" the" in text) + (" was" in text) == 1
-    names = page.locator("#funnel .xtick, #funnel .x2tick").all_text_contents()
-    assert [name for name in names if name.startswith("min-p")] and names[-1].startswith("temperature")
-    page.get_by_role("button", name="Neutral", exact=True).locator("visible=true").click()
-    for name, value in (("temperature", "1"), ("top-k", "0"), ("top-p", "1"), ("min-p", "0")):
-        expect(number_box(page, name)).to_have_value(value)
-    expect(page.get_by_label("transformers", exact=True).locator("visible=true")).to_be_checked()
-    generate(page)
-    expect(page.locator("#funnel .annotation-text")).to_contain_text("off: repetition, n-gram")
-    expect(page.locator("#funnel .annotation-text")).to_contain_text("temperature, top-k, top-p, min-p")
-
-
-def test_the_scope_of_a_penalty_is_chosen_used_and_shared(page):
-    info = page.locator("[data-testid=block-info]", has_text="scope of presence and frequency")
-    scope = page.locator(".block", has=info).locator("visible=true").last
-    shown(page, "penalties").click()
-    slide(page, "presence", 2)
-    shown(page, "order and scope").click()
-    samples = []
-    for choice in ("output only", "prompt and output"):
-        scope.get_by_label(choice, exact=True).check()
-        page.get_by_label("keep this seed").check()
-        generate(page, "Lily and her mom and Lily and her dad")
-        samples.append(texts(page, "strip"))
-    assert samples[0] != samples[1]
-    link = make_link(page)
-    expect(link).to_have_value(re.compile("penalty_scope=all"))
-    page.goto(link.input_value())
-    expect(page.locator("#strip .prompt")).to_contain_text("Lily and her dad")
-    settle(page)
-    assert texts(page, "strip") == samples[1]
-    shown(page, "order and scope").click()
-    expect(scope.get_by_label("prompt and output", exact=True)).to_be_checked()
-
-
-def test_dynamic_temperature_shows_its_figures(page):
-    shown(page, "dynamic temperature").click()
-    page.get_by_label("use dynamic temperature").locator("visible=true").check()
-    generate(page)
-    page.locator("#strip .token").nth(2).click()
-    figures = re.compile(r"dynamic temperature (\d\.\d\d), from \d\.\d\d nats over [\d,]+ candidates")
-    expect(page.locator("#token-heading")).to_contain_text(figures)
-    assert len({re.search(r"temperature ([\d.]+)", title)[1] for title in titles(page)}) > 3
-    page.get_by_text("entropy and temperature along the text").click()
-    lines = "plot => plot._fullData.map(t => t.name)"
-    assert page.locator("#along .js-plotly-plot").evaluate(lines) == ["entropy, nats", "temperature"]
-
-
-def test_presets_are_kept_across_a_reload_and_another_server(browser, app_url, tmp_path):
-    name = "<b>cold</b>"
-    with browser.new_context() as context:
-        page = context.new_page()
-        open_page(page, app_url)
-        slide(page, "temperature", 0.35)
-        shown(page, "save and share").click()
-        box = page.get_by_label("save these settings as a preset")
-        box.fill(name)
-        button(page, "Save").click()
-        expect(box).to_have_value("")
-        choose_preset(page, app_url, name)
-        (origin,) = context.storage_state()["origins"]
-    with app_in(tmp_path) as other:
-        storage = {"cookies": [], "origins": [{**origin, "origin": other.url}]}
-        with browser.new_context(storage_state=storage) as context:
-            choose_preset(context.new_page(), other.url, name)
-
-
-def choose_preset(page, url, name):
-    """Opens the app, and chooses a preset with temperature 0.35."""
-    open_page(page, url)
-    expect(number_box(page, "temperature")).to_have_value("0.7")
-    page.get_by_label("preset", exact=True).first.click()
-    page.get_by_role("option", name=name).click()
-    expect(number_box(page, "temperature")).to_have_value("0.35")
 
 
 def test_the_command_line_repeats_an_exported_branch(page, tmp_path, monkeypatch, capsys):
@@ -234,3 +134,23 @@ def test_sampled_tokens_with_markup_stay_text(page, app_url):
     expect(page.locator("#funnel .ytick", has_text="<").first).to_be_attached()
     expect(page.locator("#along .js-plotly-plot")).to_be_visible()
     assert page.locator("img[src=x], #strip b").count() == 0 and page.title() != "owned"
+
+
+def test_any_script_is_read_in_its_order_clicked_token_by_token_and_copied_without_signs(page, app_url):
+    sample = "שלום עולם 🦊\n\tالسلام\u200b"
+    ids = load("assets/demo")[1](sample, add_special_tokens=False)["input_ids"]
+    forced = [f"{position}-{token}" for position, token in enumerate(ids)]
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    query = dict(prompt="fox\n", max_new_tokens=len(ids), forced_tokens=forced)
+    page.goto(f"{app_url}/?{urlencode(query, doseq=True)}")
+    expect(page.locator("#strip .prompt")).to_contain_text("fox")
+    settle(page)
+    boxes = page.locator("#strip .token").evaluate_all("all => all.map(e => e.getBoundingClientRect().toJSON())")
+    assert len(boxes) == len(ids) and min(box["width"] for box in boxes) > 2, (
+        "also a token within a character is clickable"
+    )
+    titles_ = titles(page)
+    assert any("part of “🦊”" in title for title in titles_)
+    assert boxes[0]["x"] > boxes[6]["x"], "from right to left"
+    page.locator("#strip").get_by_role("button", name="Copy").click()
+    assert page.evaluate("navigator.clipboard.readText()") == "fox\n" + sample

@@ -9,27 +9,27 @@ import zipfile
 import pytest
 from gradio_client import Client
 from playwright.sync_api import expect
-from running import LEFT, start_app, wait_until
-from ui.browser.actions import button, fill, labelled, open_form
+from running import start_app, wait_until
+from ui.browser.actions import button, fill, labelled, open_form, settle, watched_page
 
 from deepseek.training import job_process, runs
+from deepseek.training.config import TrainConfig
+from deepseek.training.trainer import train
 
 PROCESS_TIMEOUT_MS = 90_000  # a training process has to start and to read its data
 ENDLESS = 50_000  # steps
 
 
 @pytest.fixture
-def page(browser, training_app):
+def page(context, training_app):
     """A page on the Train tab; fails at the end if the console had an error."""
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    errors = []
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(training_app[0])
-    open_train_tab(page)
-    yield page
-    page.close()
-    assert [error for error in errors if not error.startswith(LEFT)] == []
+    with watched_page(context, training_app[0]) as (page, _):
+        page.goto(training_app[0])
+        open_train_tab(page)
+        yield page
+    for run in runs.list_runs(training_app[1]):
+        if run.alive:  # a test that failed leaves no run in the next one's way
+            runs.stop(training_app[1], run.name)
 
 
 def open_train_tab(page):
@@ -78,7 +78,7 @@ def losses(folder):
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
-def test_a_run_is_started_watched_left_found_again_stopped_and_opened(page, training_app):
+def test_a_run_is_started_watched_left_found_again_paused_opened_and_stopped(page, training_app):
     _, root = training_app
     expect(page.locator("#no-run")).to_be_visible()
     assert page.locator("#loss .js-plotly-plot:visible").count() == 0
@@ -100,9 +100,12 @@ def test_a_run_is_started_watched_left_found_again_stopped_and_opened(page, trai
     expect(page.get_by_text("Checkpoint 0: step 0")).to_be_visible()
     page.wait_for_function(f"newest => {probe} != newest", arg=newest)
     until_step(page, steps[-1] + 40)  # new checkpoints leave the slider where the user put it
-    assert slider.input_value() == "0" and page.get_by_text("Checkpoint 0: step 0").is_visible()
-    expect(page.locator("#samples textarea")).to_have_value(re.compile("step 20(?s:.*)Once upon a time"))
+    expect(slider).to_have_value("0")  # the answer of a poll under way moves it, the next poll mends that
+    expect(page.get_by_text("Checkpoint 0: step 0")).to_be_visible()
+    expect(page.locator("#samples textarea")).to_have_value(re.compile("step 20(?s:.*)Once upon a tim"))
     check_polling(page)
+    check_pausing(page, root)
+    check_opening(page, root)
     stop(page)
     expected = losses(root / "first")
     until_step(page, max(expected))
@@ -116,57 +119,89 @@ def test_a_run_is_started_watched_left_found_again_stopped_and_opened(page, trai
     expect(page.locator("#stats")).to_contain_text("ended by")
 
 
+def asked(page, seconds):
+    """The numbers of the event functions that the page asks the server for in that time."""
+    functions = []
+
+    def note(request):
+        if "/queue/join" in request.url:
+            functions.append(request.post_data_json["fn_index"])
+
+    page.on("request", note)
+    page.wait_for_timeout(1000 * seconds)
+    page.remove_listener("request", note)
+    return functions
+
+
 def check_polling(page):
     """The tab asks for the run once a second, and not while another page or another tab is shown."""
-    requests = []
-    page.on("request", lambda request: requests.append(request.url) if request.method == "POST" else None)
-    page.wait_for_timeout(3000)
-    assert 1 <= len(requests) <= 4
+    with page.expect_request("**/queue/join**") as request:
+        pass
+    poll = request.value.post_data_json["fn_index"]
+    functions = asked(page, 3)
+    assert len(functions) <= 4 and set(functions) <= {poll}
     page.evaluate("Object.defineProperty(document, 'hidden', {configurable: true, get: () => true})")
-    page.wait_for_timeout(1500)  # for a request under way
-    before, _ = curve(page)
-    page.wait_for_timeout(2000)
-    assert curve(page)[0] == before, "nothing is drawn while the page is hidden"
+    page.wait_for_timeout(500)  # for a poll under way
+    assert asked(page, 2) == []
     page.evaluate("delete document.hidden")
+    before, _ = curve(page)
     until_step(page, before[-1] + 1)
+
+    def answer_polls_only(route):
+        if route.request.post_data_json["fn_index"] == poll:
+            route.continue_()
+
+    page.route("**/queue/join**", answer_polls_only)  # a server that is too busy for the rest
     page.get_by_role("tab", name="Playground", exact=True).click()
-    page.wait_for_timeout(1500)
-    requests.clear()
-    page.wait_for_timeout(2000)
-    assert requests == []
+    page.wait_for_timeout(500)
+    assert poll not in asked(page, 3)
+    page.unroute("**/queue/join**")  # lets the rest through
     page.get_by_role("tab", name="Train", exact=True).click()
 
 
-def test_a_run_is_paused_resumed_opened_compared_downloaded_and_deleted(page, training_app):
-    _, root = training_app
-    run = root / "second"
-    open_form(page)
-    start(page, "second")
-    expect(page.locator("#progress")).to_contain_text("getting ready")
-    wait_until(lambda: runs.find(root, "second").step >= 40)  # the curve could still be the other run's
-    until_step(page, 40)
+def check_pausing(page, root):
+    """The run stands still while it is paused."""
     button(page, "Pause").click()
     expect(page.locator("#progress")).to_contain_text("paused")
     page.wait_for_timeout(500)
-    paused_at = max(losses(run))
+    paused_at = max(losses(root / "first"))
     page.wait_for_timeout(1000)
-    assert max(losses(run)) == paused_at
+    assert max(losses(root / "first")) == paused_at
     button(page, "Resume").click()
     until_step(page, paused_at + 10)
+
+
+def check_opening(page, root):
+    """A checkpoint that is opened while the run goes on is not pruned after three more."""
     button(page, "Open in the Playground").click()
-    expect(page.locator("#which")).to_contain_text("deepseek_checkpoints/second/step-")
+    expect(page.locator("#which")).to_contain_text("deepseek_checkpoints/first/step-")
     opened = root.parent / page.locator("#which code").inner_text()
-    button(page, "Generate").click()
-    expect(page.locator("#stats")).to_contain_text("ended by")
+    settle(page)
     open_train_tab(page)
     expect(page.locator("#progress")).to_contain_text("running")
     until_step(page, int(opened.name[5:]) + 80)
-    assert opened.is_dir(), "an opened checkpoint is not pruned after three more"
+    assert opened.is_dir()
+
+
+def test_two_finished_runs_are_compared_and_one_is_extended_downloaded_and_deleted(page, training_app):
+    _, root = training_app
+    tiny = dict(preset="tiny", max_steps=4, batch_size=2, max_seq_len=32, save_every=2, sample_every=0, eval_every=0)
+    for name in ("former", "newer"):
+        list(train(TrainConfig(name=name, root=str(root), **tiny)))
+    page.reload()
+    open_train_tab(page)
+    expect(labelled(page, "run")).to_have_value(re.compile("newer"))
+    check_film(page)
     labelled(page, "overlay").click()
-    page.get_by_role("option", name=re.compile("first")).click()
+    page.get_by_role("option", name=re.compile("former")).click()
     names = "document.querySelector('#loss .js-plotly-plot').data.map(trace => trace.name).join()"
-    page.wait_for_function(f"{names}.includes('first, training')")
-    stop(page)
+    page.wait_for_function(f"{names}.includes('former, training')")
+    fill(page, "last step", 3)
+    button(page, "Resume").click()
+    expect(page.get_by_text("steps; it must be that at least").first).to_be_visible()
+    fill(page, "last step", 6)
+    button(page, "Resume").click()
+    expect(page.locator("#progress")).to_contain_text("finished · step 6 of 6", timeout=PROCESS_TIMEOUT_MS)
     button(page, "Download").click()
     with page.expect_download() as download:
         page.locator("#archive a[download]").click()
@@ -174,8 +209,29 @@ def test_a_run_is_paused_resumed_opened_compared_downloaded_and_deleted(page, tr
     assert {name.split("/")[1] for name in names} >= {"model.safetensors", "config.json", "tokenizer.json"}
     page.on("dialog", lambda dialog: dialog.accept())
     button(page, "Delete").click()
-    expect(labelled(page, "run")).to_have_value(re.compile("first"))
-    assert not run.exists()
+    expect(labelled(page, "run")).to_have_value(re.compile("former"))
+    assert not (root / "newer").exists()
+    runs.delete(root, "former")  # as another window would
+    expect(labelled(page, "run")).not_to_have_value(re.compile("former"))
+
+
+def check_film(page):
+    """It plays all checkpoints from the first, and arrow keys step it; the curves are marked at the step shown."""
+    play, note = page.locator(".film .play"), page.locator("#probe-note")
+    mark = "document.querySelector('#router-curves .js-plotly-plot').layout.shapes[0].x0"
+    expect(note).to_contain_text("Checkpoint 2: step 4")
+    play.click()
+    for index in range(3):
+        expect(note).to_contain_text(f"Checkpoint {index}: step {2 * index}")
+    expect(play).to_have_text("▶ play")
+    page.wait_for_function(f"{mark} === 4")
+    play.press("ArrowLeft")
+    expect(note).to_contain_text("Checkpoint 1: step 2")
+    page.wait_for_function(f"{mark} === 2")
+    play.press("Home")
+    expect(note).to_contain_text("Checkpoint 0: step 0")
+    play.press("End")
+    expect(note).to_contain_text("Checkpoint 2: step 4")
 
 
 def test_a_wrong_setting_and_a_bad_file_are_refused(page, training_app, tmp_path):
@@ -185,6 +241,11 @@ def test_a_wrong_setting_and_a_bad_file_are_refused(page, training_app, tmp_path
     expect(page.get_by_text("name is '../up'").first).to_be_visible()
     fill(page, "name", "third")
     page.get_by_label("uploaded file").check()
+    table = tmp_path / "table.csv"
+    table.write_text("title,content\nA,a little fox\n")
+    page.locator("input[type=file]").first.set_input_files(table)
+    expect(page.get_by_label("text column")).to_have_value("content")
+    page.locator(".block", has=page.locator(".file-preview")).last.get_by_label("Clear").click()
     bad = tmp_path / "bad.txt"
     bad.write_bytes(b"plain text, then \xff\xfe\n" * 100)
     page.locator("input[type=file]").first.set_input_files(bad)

@@ -58,11 +58,33 @@ def test_an_uploaded_file_is_copied_into_the_run(tmp_path, monkeypatch):
     config = train_form.parse(form_values(**upload), "")
     assert Path(config.data[0]).read_text() == "some text"
     assert Path(config.data[0]).parent == config.run / "data"
-    with pytest.raises(ValueError, match="'mine'"):
+    file.write_text("other text")
+    config = train_form.parse(form_values(**upload), "")  # the run failed before its first checkpoint: its name is free
+    assert Path(config.data[0]).read_text() == "other text"
+    (config.run / "notes.txt").touch()
+    with pytest.raises(ValueError, match="name is 'mine', but '.*mine' holds 'notes.txt', of no run"):
         train_form.parse(form_values(**upload), "")
+    assert Path(config.data[0]).read_text() == "other text"
     with pytest.raises(ValueError, match="name is"):
         train_form.parse(form_values(**upload, **{"name": "../up"}), "")
     assert not (tmp_path / "up").exists()
     monkeypatch.setattr(train_form, "MAX_UPLOAD_BYTES", 5)
     with pytest.raises(ValueError, match="at most 1 GB"):
         train_form.parse(form_values(**upload, **{"name": "other"}), "")
+
+
+def test_the_columns_of_an_uploaded_table_are_offered_and_the_chosen_one_is_read(tmp_path):
+    table, text = tmp_path / "a.csv", tmp_path / "a.txt"
+    table.write_text("id,content,title\n1,a fox,A\n")
+    text.write_text("a fox")
+    assert train_form.table_columns(str(table), "auto") == ("content", ["id", "content", "title"])
+    assert train_form.table_columns(str(text), "auto") == ("", [])
+    table.write_bytes("id,content\n1,d\xe9j\xe0\n".encode("cp1252"))
+    assert train_form.table_columns(str(table), "auto") == ("", []), "Start says why"
+    assert train_form.table_columns(str(table), "cp1252") == ("content", ["id", "content"])
+    upload = dict(source=train_form.UPLOAD, file=str(table), encoding="cp1252")
+    with pytest.raises(ValueError, match="data 'a.csv' has no column 'story'; its columns are id, content"):
+        train_form.parse(form_values(**upload, text_column="story"), "")
+    with pytest.raises(ValueError, match="data 'a.csv' is not UTF-8 text at byte 14; .* --encoding cp1252 reads it"):
+        train_form.parse(form_values(**{**upload, "encoding": "auto"}), "")
+    assert train_form.parse(form_values(**upload, text_column=None), "").text_column == ""

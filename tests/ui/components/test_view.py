@@ -1,11 +1,13 @@
 """When a view is redrawn, and with which values."""
 
 import inspect
+from functools import partial
 from types import SimpleNamespace
 
 import gradio as gr
 import pytest
 
+from deepseek.ui.components.shared_outputs import Turns
 from deepseek.ui.components.view import connect_view
 from deepseek.ui.server import model_registry
 
@@ -17,15 +19,17 @@ def handlers(monkeypatch):
     """(on request, on opening) of a view of a text, a layer and an unfitted seed; it draws (model's path, text, layer, seed)."""
     monkeypatch.setattr(model_registry, "get_model", lambda path: (SimpleNamespace(path=path, layers=len(path)), None))
 
-    def redraw(model, tokenizer, *values):
+    def redraw(turn, model, tokenizer, *values):
         yield [(model.path, *values)]
 
+    functions = []
+
     def listener(function, inputs, outputs, **options):
-        return function
+        functions.append(partial(function, Turns()))
 
     with gr.Blocks():
         text, layer, seed, figure = gr.Textbox(), gr.Slider(0, 9), gr.Number(), gr.JSON()
-        (on_request,), (on_open,) = connect_view(
+        connect_view(
             redraw,
             [text, layer, seed],
             [figure],
@@ -37,27 +41,27 @@ def handlers(monkeypatch):
             fit=lambda model: [dict(maximum=model.layers, value=1)],
             sub_tab=(gr.State("open"), "open"),
         )
-    return on_request, on_open
+    return functions
 
 
 def test_a_request_redraws_with_the_values_of_the_page(handlers):
     on_request, _ = handlers
-    assert list(on_request(None, "demo", "fox", 5, 7)) == [[("demo", "fox", 5, 7), ("demo", "fox")]]
+    assert list(on_request(None, "demo", "fox", 5, 7)) == [[("demo", "fox", 5, 7), ("demo", "fox"), SKIP], SKIP]
 
 
 @pytest.mark.parametrize("sub_tab, drawn", [("open", ("demo", "fox")), ("another", ("old", "fox")), ("another", None)])
 def test_a_view_that_is_current_or_hidden_stays_as_it_is(handlers, sub_tab, drawn):
-    assert list(handlers[1](sub_tab, drawn, "demo", "fox", 5, 7)) == [[SKIP, SKIP, SKIP]]
+    assert list(handlers[1](sub_tab, drawn, "demo", "fox", 5, 7)) == [SKIP]
 
 
 def test_another_text_redraws_with_the_same_choices(handlers):
-    expected = [[("demo", "hen", 5, 7), ("demo", "hen"), SKIP]]
+    expected = [[("demo", "hen", 5, 7), ("demo", "hen"), SKIP], SKIP]
     assert list(handlers[1]("open", ("demo", "fox"), "demo", "hen", 5, 7)) == expected
 
 
 @pytest.mark.parametrize("drawn", [("demo", "fox"), None])
 def test_another_checkpoint_redraws_with_choices_that_fit_it(handlers, drawn):
-    (values,) = handlers[1]("open", drawn, "other", "fox", 9, 7)
+    values, _ = handlers[1]("open", drawn, "other", "fox", 9, 7)
     assert values == [("other", "fox", 1, 7), ("other", "fox"), gr.update(maximum=5, value=1)]
 
 

@@ -1,5 +1,8 @@
 """Each figure's data, against the records it shows."""
 
+import copy
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +26,7 @@ from deepseek.ui.plots.routing import (
     transitions,
     vocabulary_specialization,
 )  # fmt: skip
-from deepseek.ui.plots.sampling import entropy_and_temperature, funnel
+from deepseek.ui.plots.sampling import entropy_and_temperature, funnel, sweep_stats
 from deepseek.ui.plots.style import expert_colour, label
 
 TEXT = "Once upon a time there was a fox."
@@ -80,6 +83,30 @@ def test_many_experts_are_drawn_as_a_heatmap():
     (map,) = expert_load(load, [1, 2, 3]).data
     assert few == "bar" and map.type == "heatmap" and map.zmid == 1 / 64
     assert np.abs(np.array(map.z) - np.array(load)).max() < 1e-4
+
+
+def test_many_experts_can_be_sorted_by_load_and_one_of_them_found():
+    load = torch.rand(3, 64).softmax(-1).tolist()
+    map, marks = expert_load(load, [1, 2, 3], by_load=True, expert=9).data
+    for row, values, experts, place in zip(map.z, load, map.customdata, marks.x):
+        assert list(row) == pytest.approx(sorted(values, reverse=True), abs=1e-4)
+        assert [values[expert] for expert in experts] == sorted(values, reverse=True) and experts[place] == 9
+
+
+def test_a_large_model_is_drawn_within_a_screen_or_two():
+    """48 layers of 128 experts."""
+    routing = [SimpleNamespace(layer=i, num_experts=128, indices=torch.randint(128, (60, 8)), weights=torch.rand(60, 8))
+               for i in range(48)]  # fmt: skip
+    tokens = [str(index) for index in range(60)]
+    path = token_path("a", 3, routing)
+    assert path.layout.height < 600 and [line.mode for line in path.data] == ["lines+markers"] + 7 * ["markers"]
+    assert expert_map(tokens, routing).layout.height < 900 and not expert_map(tokens, routing).data[0].showscale
+    assert len(path.layout.xaxis.tickvals) == 12
+    rows = vocabulary_specialization([[("a", expert, 9)] for expert in range(128)], [7, 100]).data[0]
+    assert list(rows.y) == ["expert 7", "expert 100"] and list(rows.z) == [[7], [100]]
+    ratio = torch.rand(128, 128)
+    pairs = co_activation(ratio, [7, 100]).data[0]
+    assert list(pairs.x) == ["7", "100"] and pairs.customdata[0][1] == f"{ratio[7, 100]:.2f}"
 
 
 def test_balance_and_ablation_effects_are_drawn_as_given():
@@ -140,7 +167,7 @@ def test_small_maps_of_a_long_text_show_the_largest_of_each_square(heads):
     weights = torch.rand(heads, 300, 300)
     figure = attention_small([f" word{i}" for i in range(300)], weights, [str(head) for head in range(heads)], 40)
     square = -(-300 // len(figure.data[0].x))
-    assert square > 1 and figure.data[0].x[1] == f"{40 + square} ·word{square}"
+    assert square > 1 and figure.data[0].x[1] == f"{41 + square} ·word{square}"
     cells = np.array(figure.data[-1].z)
     for row, column in ((0, 0), (1, 2), (len(cells) - 1, 0)):
         block = weights[-1, row * square : (row + 1) * square, column * square : (column + 1) * square]
@@ -149,7 +176,7 @@ def test_small_maps_of_a_long_text_show_the_largest_of_each_square(heads):
 
 def test_tokens_of_a_range_keep_their_numbers(traced):
     names = attention_map(traced.tokens[2:], traced.attention(0)[0, 2:, 2:], "", 2).data[0].x
-    assert [int(name.split()[0]) for name in names] == list(range(2, len(traced.tokens)))
+    assert [int(name.split()[0]) for name in names] == list(range(3, len(traced.tokens) + 1))
 
 
 def test_attention_received_is_the_mean(traced):
@@ -197,19 +224,35 @@ def test_funnel_shows_every_active_sampler_and_marks_the_sampled_token(model, to
         for note, stage in zip(notes, [stage for stage in token.stages if stage.active]):
             assert note in ("no change", "reshaped") or note == f"{stage.num_candidates:,} left"
             assert (note == "no change") == (not stage.changed)
+        moved = [column.split("<br>")[2].split(" %")[0] for column in figure.x[1:] if "no change" not in column]
+        assert moved == [f"{100 * stage.moved:.1f}" for stage in token.stages if stage.changed]
 
 
-def test_the_funnel_names_disabled_and_skipped_samplers(tokenizer):
-    """The prompt holds all twelve tokens of the vocabulary, so n-gram size 1 would leave no token."""
-    config = dense()["llama"]
+def test_the_funnel_names_replaced_and_skipped_samplers(tokenizer):
+    """The prompt holds all twelve tokens of the vocabulary, of which none ends a text, so n-gram size 1 would leave none."""
+    config, tokenizer = dense()["llama"], copy.deepcopy(tokenizer)
+    config.eos_token_id = tokenizer.bos_token = None
     config.vocab_size = 12
     small = AutoModelForCausalLM.from_config(config).eval()
     params = SamplingParams(no_repeat_ngram_size=1, top_k=3, seed=0, max_new_tokens=1)
     (token,) = stream(small, tokenizer, list(range(12)), params)
     (caption,) = [note.text for note in funnel(token, params).layout.annotations]
-    assert caption.endswith(" · skipped, as it would leave no token: n-gram")
-    assert caption.startswith("off: repetition, presence and frequency, temperature, top-p, min-p ·")
+    assert caption == "skipped, as it would leave no token: n-gram"
     assert len(funnel(token, params).data[0].x) == 2
+    params = SamplingParams(mirostat_tau=3, top_k=3, min_p=0.1, seed=0, max_new_tokens=1)
+    (token,) = stream(small, tokenizer, list(range(12)), params)
+    (caption,) = [note.text for note in funnel(token, params).layout.annotations]
+    assert caption == "replaced by mirostat: top-k, min-p"
+
+
+def test_the_funnel_shows_what_the_samplers_report(model, tokenizer):
+    params = SamplingParams(xtc_probability=0.5, adaptive_target=0.3, dry_multiplier=1, seed=1, max_new_tokens=6)
+    columns = [funnel(token, params).data[0].x for token in stream(model, tokenizer, TEXT + TEXT, params)]
+    reports = {column.split("<br>")[0]: column for column in columns[0]}
+    assert "drew 0." in reports["XTC"] and reports["XTC"].endswith(("acts", "rests"))
+    assert "target 0.30<br>average 0.30" in reports["adaptive-p"] and "repeats 1" in reports["DRY"]
+    (token, *_) = stream(model, tokenizer, TEXT, SamplingParams(mirostat_tau=3, seed=1, max_new_tokens=2))
+    assert "mu 6.00 bits" in funnel(token, SamplingParams(mirostat_tau=3)).data[0].x[-1]
 
 
 def test_entropy_and_temperature_follow_the_text(model, tokenizer):
@@ -236,3 +279,14 @@ def test_lens_map_marks_the_first_match(traced):
 
 def test_eight_colours_differ():
     assert len(set(map(expert_colour, range(8)))) == 8
+
+
+def test_the_curves_of_a_sweep():
+    stats = [
+        {"tokens": 8, "mean_probability": 0.5, "distinct_2_grams": 1.0, "repeated_4_grams": 0.25},
+        {"tokens": 4, "mean_probability": 0.25, "distinct_2_grams": 0.5, "repeated_4_grams": 0.0},
+    ]
+    figure = sweep_stats("top p", [0.5, 1.0], stats)
+    curves = {trace.name: (list(trace.x), list(trace.y), trace.yaxis) for trace in figure.data}
+    assert curves["mean probability"] == (["0.5", "1"], [0.5, 0.25], "y") and curves["length"][1:] == ([8, 4], "y2")
+    assert curves["distinct 2-grams"][1] == [1, 0.5] and curves["repeated 4-grams"][1] == [0.25, 0]

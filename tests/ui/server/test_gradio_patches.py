@@ -47,3 +47,21 @@ def test_another_gradio_is_refused(monkeypatch):
     monkeypatch.setattr(gr, "__version__", "6.32.0")
     with pytest.raises(RuntimeError, match="gradio is 6.32.0"):
         gradio_patches.apply_patches()
+
+
+def test_an_expired_state_is_refused_not_swapped_for_its_first_value():
+    with gr.Blocks() as page:
+        state = gr.State(["first"], time_to_live=0)
+    holder = state_holder.StateHolder()
+    holder.set_blocks(page)
+    session = holder.session_data["someone"] = gradio_patches.LightSession(page)
+    assert session[state._id] == ["first"]
+    session[state._id] = ["second"]
+    assert session[state._id] == ["second"]
+    holder.delete_all_expired_state()
+    assert not session[state._id]
+    for use in (lambda value: value.text, lambda value: value[0]):
+        with pytest.raises(gr.Error, match="kept for an hour"):
+            use(session[state._id])
+    session[state._id] = ["third"]
+    assert session[state._id] == ["third"]

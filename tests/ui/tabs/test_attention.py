@@ -10,7 +10,7 @@ from deepseek.ui.tabs import attention
 def test_an_attention_update_of_512_tokens_is_under_a_megabyte(demo):
     model, tokenizer = demo
     seen = trace(model, tokenizer, list(range(100, 612)))
-    note, lines, *figures, _ = attention.draw(seen, model.config, layers=(0, 5), heads=(0, 8))
+    note, lines, *figures, _ = attention.draw(seen, layers=(0, 5), heads=(0, 8))
     assert note == "512 tokens"
     assert len(lines) + sum(len(figure.to_json()) for figure in figures) < 1e6
 
@@ -19,6 +19,10 @@ def test_an_attention_update_of_512_tokens_is_under_a_megabyte(demo):
 def test_a_bad_range_of_tokens_is_refused(text):
     with pytest.raises(gr.Error, match="tokens are .* within 1-60"):
         attention.token_range(text, 60)
+
+
+def test_a_range_left_over_from_a_longer_text_is_dropped():
+    assert attention.fitting_range("40-70", 60) == "" and attention.fitting_range("40-60", 60) == "40-60"
 
 
 def test_a_range_of_tokens_is_counted_from_one():

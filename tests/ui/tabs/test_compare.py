@@ -3,23 +3,8 @@
 import pytest
 
 from deepseek import SamplingParams, load, stream
-from deepseek.ui.generation import Generation, generate, interleave
+from deepseek.ui.generation import generate, interleave
 from deepseek.ui.tabs import compare
-
-
-def test_figures_of_a_repeating_text():
-    class Token:
-        milliseconds, probability = 10.0, 0.5
-
-        def __init__(self, id):
-            self.id = id
-
-    generation = Generation("", SamplingParams())
-    generation.tokens = [Token(i % 4) for i in range(16)]
-    figures = compare.sample_stats(generation)
-    assert figures["tokens_per_second"] == 100 and figures["mean_probability"] == 0.5
-    assert figures["distinct_2_grams"] == 4 / 15
-    assert figures["repeated_4_grams"] == pytest.approx(1 - 4 / 13)
 
 
 def test_a_report_lists_what_differed_and_the_figures_of_both_sides(demo, checkpoint):

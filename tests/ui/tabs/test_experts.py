@@ -1,9 +1,11 @@
 """The sub-tabs of the Experts tab and the Intervene tab, on six families of mixtures and a dense model."""
 
+import json
 import math
 import re
 
 import gradio as gr
+import numpy as np
 import pytest
 import torch
 from small import families
@@ -12,8 +14,10 @@ from transformers import AutoModelForCausalLM
 from deepseek import SamplingParams, trace
 from deepseek.interpret import routing_stats
 from deepseek.interpret.interventions import Intervention
+from deepseek.ui.components.found_experts import find_experts
+from deepseek.ui.components.intervention_box import read_interventions
 from deepseek.ui.components.traces import trace_long
-from deepseek.ui.tabs import compare_domains, experts, intervene, long_text
+from deepseek.ui.tabs import compare_domains, experts, importance, intervene, long_text, steering
 
 TEXT = "Once upon a time a fox ran over the hill."
 PARAMS = SamplingParams(seed=3, max_new_tokens=12)
@@ -40,12 +44,26 @@ def test_every_panel_draws_any_mixture(mixture, tokenizer):
         {"A": long, "B": trace_long(mixture, tokenizer, "déjà vu " * 30)}
     )
     assert "**A and B: 0." in summary and bars.data and heading.startswith("### Layer ") and len(loads.data) == 2
-    *_, (figure, note) = intervene.measure_ablations(mixture, tokenizer, TEXT, traced.routing[-1].layer)
-    assert len(figure.data) == num_experts and note.startswith("Largest effect")
-    *_, (original, changed) = intervene.side_by_side(mixture, tokenizer, TEXT, PARAMS, Intervention(1, "force"))
+    measured = list(
+        importance.measure(mixture, tokenizer, TEXT, traced.routing[-1].layer, f"0@{traced.routing[-1].layer}")
+    )
+    note, loss_change, knock_outs, table = measured[0][:4]
+    assert len(loss_change.data) == num_experts and note.startswith("Largest effect")
+    assert knock_outs.data[0].y[0] == f"0@{traced.routing[-1].layer}" and len(json.loads(table)) == num_experts
+    curves, cumulative, runner_ups = measured[1][4], measured[2][5], measured[3][6]
+    assert [line.name for line in curves.data][0] == "top routed" and len(cumulative.data) == 3
+    assert np.shape(runner_ups.data[0].z) == (1, len(traced.ids))
+    *_, (original, changed) = intervene.side_by_side(mixture, tokenizer, TEXT, PARAMS, [Intervention(1, "force")])
     assert len(original.tokens) == len(changed.tokens) == 12
     for token in changed.tokens[:-1]:
         assert token.experts and all(1 in dict(to) for to in token.experts.values())
+    found = find_experts(mixture, tokenizer, {"A": "a fox\nran\nover\na hill", "B": "12\n34 5\n6 7\n8"})
+    drawn, note = steering.measure(mixture, tokenizer, found, [Intervention(1, "promote", strength=0.5)])
+    assert (
+        len(drawn.data) == 3
+        and note.startswith("Held-out loss")
+        and found.held_out == {"A": ["ran", "a hill"], "B": ["34 5", "8"]}
+    )
     expert, layer = intervene.expert_choices(mixture), intervene.layer_choices(mixture)
     assert len(expert["choices"]) == num_experts and len(layer["choices"]) == 1 + len(traced.routing)
 
@@ -58,10 +76,10 @@ def test_every_panel_says_that_a_dense_model_has_no_experts(llama, tokenizer):
     assert figures == [None] * 3 and "has no experts" in note
     summary, *drawn = compare_domains.draw({"A": traced, "B": traced})
     assert "has no experts" in summary and not any(drawn)
-    [(figure, note)] = intervene.measure_ablations(llama, tokenizer, TEXT, intervene.EVERY_LAYER)
-    assert figure is None and "has no experts" in note
+    [(note, *figures)] = importance.measure(llama, tokenizer, TEXT, importance.EVERY_LAYER)
+    assert figures == [None, None, "[]", None, None, None] and "has no experts" in note
     with pytest.raises(gr.Error, match="has no experts"):
-        list(intervene.side_by_side(llama, tokenizer, TEXT, PARAMS, Intervention(0, "off")))
+        list(intervene.side_by_side(llama, tokenizer, TEXT, PARAMS, [Intervention(0, "off")]))
 
 
 def test_the_summary_is_the_mean_over_the_layers(model, tokenizer):
@@ -88,7 +106,7 @@ def test_the_summary_is_the_mean_over_the_layers(model, tokenizer):
 
 
 def test_both_samples_mark_the_first_difference(model, tokenizer):
-    *_, (original, changed) = intervene.side_by_side(model, tokenizer, TEXT, PARAMS, Intervention(2, "force"))
+    *_, (original, changed) = intervene.side_by_side(model, tokenizer, TEXT, PARAMS, [Intervention(2, "force")])
     ids = [[token.id for token in side.tokens] for side in (original, changed)]
     position = next(i for i, (a, b) in enumerate(zip(*ids)) if a != b)
     for side in (original, changed):
@@ -104,26 +122,33 @@ def test_both_samples_mark_the_first_difference(model, tokenizer):
         (lambda *model: trace_long(*model, ""), "text is empty"),
         (lambda *model: trace_long(*model, 5), "text is 5; it must be text"),
         (
-            lambda *model: list(intervene.measure_ablations(*model, 5, intervene.EVERY_LAYER)),
+            lambda *model: list(importance.measure(*model, 5, importance.EVERY_LAYER)),
             "text is 5; it must be text",
         ),
         (
-            lambda *model: list(intervene.measure_ablations(*model, TEXT, 77)),
+            lambda *model: list(importance.measure(*model, TEXT, 77)),
             "layer is 77; it must be one that has experts",
         ),
         (
-            lambda *model: list(intervene.measure_ablations(*model, TEXT * 40, 1)),
+            lambda *model: list(importance.measure(*model, TEXT * 40, 1)),
             "text has .* tokens; the model reads 256 at most",
         ),
-        (lambda *model: list(intervene.side_by_side(*model, "", PARAMS, Intervention(0, "off"))), "prompt is empty"),
+        (lambda *model: list(intervene.side_by_side(*model, "", PARAMS, [Intervention(0, "off")])), "prompt is empty"),
         (
-            lambda *model: list(intervene.side_by_side(*model, TEXT, PARAMS, Intervention(None, "off"))),
+            lambda *model: list(intervene.side_by_side(*model, TEXT, PARAMS, [Intervention(None, "off")])),
             "expert is None; it must",
         ),
         (
-            lambda *model: list(intervene.side_by_side(*model, TEXT, PARAMS, Intervention(0, "dim"))),
+            lambda *model: list(intervene.side_by_side(*model, TEXT, PARAMS, [Intervention(0, "dim")])),
             "action is 'dim'; it must",
         ),
+        (lambda *model: read_interventions("off 1\ndim 2"), "intervention is 'dim 2'; it must be an action"),
+        (lambda *model: read_interventions("off 1\n" * 501), "interventions are 501; there must be at most 500"),
+        (
+            lambda *model: find_experts(*model, {"A": "a\nb", "B": "c"}),
+            "list A has 2 texts; it must have 4 or more",
+        ),
+        (lambda *model: find_experts(*model, {"A": "a\n" * 300}), "lists A and B have 300 texts"),
     ],
 )
 def test_refusals_are_one_sentence(model, tokenizer, work, refusal):
