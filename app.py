@@ -19,6 +19,7 @@ from starlette.middleware import Middleware
 
 from deepseek.ui import page
 from deepseek.ui.server import gradio_patches, model_registry
+from deepseek.ui.server.frontend_patch import PatchedFrontend
 from deepseek.ui.server.request_validation import RequestValidation
 
 SYSTEM_FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif"]
@@ -57,7 +58,7 @@ def main():
         head=f"<script>{Path('assets/selection.js').read_text('utf-8')}</script>",
         footer_links=["api"],
         max_file_size="1gb",
-        app_kwargs={"middleware": [Middleware(RequestValidation)]},
+        app_kwargs={"middleware": [Middleware(RequestValidation), Middleware(PatchedFrontend)]},
         **startup.LAUNCH_OPTIONS,
     )
 

@@ -11,5 +11,5 @@ def chromium_page(**options):
     """A new page, with Playwright's `options`, in a Chromium of its own."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield browser.new_page(**options)
+        yield browser.new_context(**options).new_page()
         browser.close()
