@@ -25,9 +25,9 @@ const STEPS = [
   {title: 'What a head looked at', tab: 'Attention', at: '#attention-strip',
    say: () => 'To understand ' + word() + ', each attention head looks back at the text. The stronger the colour, the more of this ' +
      'head’s attention a token gets. The sliders above choose another layer and head.'},
-  {title: 'What the latent saves', tab: 'Layers', at: '#cache-bytes',
-   say: () => 'To go on writing, a model keeps something of every token. DeepSeek’s latent attention keeps one short vector ' +
-     'for all heads; the taller bar is what their keys and values would take.'},
+  {title: 'What the latent saves', tab: 'Walk', at: '#walk .part.cache',
+   say: () => 'This is the whole way of ' + word() + ' through the model. To go on writing, every layer keeps something of every token. ' +
+     'DeepSeek’s latent attention keeps one short vector for all heads, the first bar; the second is what their keys and values would take.'},
   {title: 'What the sampler did', tab: 'Playground', at: '#funnel',
    say: () => 'Before ' + word() + ' was written, the model gave every token a probability. Each column is a step of the sampler: some ' +
      'candidates are removed, the others share what is left, and the marked one was drawn.'},
@@ -49,10 +49,16 @@ async function openTab(name) {
 async function visible(selector) {
   for (let tries = 0; tries < 200; tries++) {
     const found = document.querySelector(selector);
-    if (found?.checkVisibility() && found.offsetHeight) return found;
+    if (found?.checkVisibility() && found.getBoundingClientRect().height) return found;
     await new Promise(done => setTimeout(done, 50));
   }
   return document.querySelector(selector);
+}
+
+function ring(found) {
+  target?.classList.remove('toured');
+  target = found;
+  target?.classList.add('toured');
 }
 
 function place() {
@@ -64,9 +70,8 @@ function place() {
 }
 
 function leave() {
-  target?.classList.remove('toured');
+  ring(null);
   step = -1;
-  target = null;
   card.hidden = true;
   start.focus();
 }
@@ -80,9 +85,7 @@ async function go(to) {
   await openTab(tab);
   const found = await visible(at);
   if (step !== to) return;
-  target?.classList.remove('toured');
-  target = found;
-  target?.classList.add('toured');
+  ring(found);
   target?.scrollIntoView({block: 'center'});
   card.querySelector('.step').textContent = (to + 1) + ' of ' + STEPS.length;
   card.querySelector('h2').textContent = title;
@@ -101,3 +104,8 @@ card.querySelector('.leave').addEventListener('click', leave);
 card.addEventListener('keydown', event => { if (event.key === 'Escape') leave(); });
 addEventListener('resize', place);
 addEventListener('scroll', place, {passive: true, capture: true});
+setInterval(() => {  // a picture is drawn anew when another token is selected
+  if (!target || target.isConnected) return;
+  ring(document.querySelector(STEPS[step].at));
+  place();
+}, 200);
