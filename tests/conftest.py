@@ -14,7 +14,6 @@ from local_hub import LocalHub
 from running import ROOT, app_in, end_runs, start_app
 from small import SHAPE, STORIES, randomized
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
-from xdist.scheduler import LoadScopeScheduling
 
 from deepseek import load, train
 from deepseek.data.tokenizer import train_tokenizer
@@ -24,25 +23,8 @@ from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM
 # Models this small wait 20 times longer for their threads than they compute where the cores are busy.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # in the commands that tests start
-LONGEST = ["/browser/", "test_readme", "test_space", "training/test_", "test_how_to", "ui/"]
-BROWSERS = {  # which tests share a process with a page: those that start an app of their own; of the others, what draws most
-    "own app": ["test_access", "test_hostile", "test_training", "test_chat"],
-    "figures": ["test_figures", "test_experts", "test_what_experts_do", "test_walk"],
-}
-
-
-class ByFile(LoadScopeScheduling):
-    """One file's tests run in one process, and the browser tests in three."""
-
-    def _split_scope(self, nodeid):
-        file = nodeid.split("::")[0]
-        if "/browser/" not in file:
-            return file
-        return next((scope for scope, names in BROWSERS.items() if any(name in file for name in names)), "browser")
-
-
-def pytest_xdist_make_scheduler(config, log):
-    return ByFile(config, log)
+LONGEST = ["browser/test_training", "browser/test_access", "test_readme", "browser/test_hostile", "/browser/", "test_space",
+           "training/test_", "test_how_to", "ui/"]  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):

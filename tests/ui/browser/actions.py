@@ -81,10 +81,10 @@ def open_tab(page, name):
     """Opens a tab or a sub-tab."""
     tab = page.get_by_role("tab", name=name, exact=True)
     if not tab.is_visible():  # on a phone the last tabs are behind a menu, the last sub-tabs behind another
-        hidden = page.locator(".overflow-dropdown").get_by_role("button", name=name, exact=True)
-        menu = page.locator(".tab-wrapper:visible", has=hidden).last
-        menu.get_by_label("More tabs").first.click()
-        tab = menu.locator(".overflow-dropdown").get_by_role("button", name=name, exact=True)
+        entry = page.locator(".overflow-dropdown button", has_text=re.compile(f"^{re.escape(name)}$"))
+        menu = page.locator(".tab-wrapper:visible", has=entry).last
+        menu.get_by_label("More tabs").click()
+        tab = menu.locator(entry)
     tab.click()
 
 

@@ -1,7 +1,13 @@
 """Dropdowns whose choice sets other controls: picked by mouse and by keys, and left without a choice."""
 
+import pytest
 from playwright.sync_api import expect
 from ui.browser.actions import labelled, number_box, open_form, open_tab, visible_box
+
+
+@pytest.fixture
+def page(one_page):
+    return one_page
 
 
 def leave(page, box):
@@ -43,6 +49,7 @@ def test_a_model_size_sets_what_suits_it_when_it_is_picked_and_not_when_it_is_le
 
 def test_a_preset_is_applied_once(page):
     """A second answer to the same choice would undo what the user has set in the meantime."""
+    open_tab(page, "Playground")
     preset = page.get_by_label("preset", exact=True).locator("visible=true").first
     asked = []
     page.on("request", lambda request: asked.append(request.post_data or ""))

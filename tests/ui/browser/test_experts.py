@@ -11,6 +11,11 @@ from deepseek import trace
 from deepseek.interpret.importance import knock_outs
 
 
+@pytest.fixture
+def page(one_page):
+    return one_page
+
+
 def drawn(page, name):
     """The traces that the plot of this id has drawn."""
     plot = page.locator(f"#{name} .js-plotly-plot")
@@ -90,8 +95,42 @@ def test_two_domains_and_three(page):
     expect(visible_box(page, "C")).to_have_value(re.compile("class Schedule"))
 
 
+def test_the_importance_of_every_expert_is_drawn(page, demo):
+    open_tab(page, "Intervene")
+    open_tab(page, "Importance")
+    expect(page.locator("#loss-change .xtick")).to_have_count(5)  # drawn layer by layer
+    text = visible_box(page, "text").input_value()
+    effects = {(f"layer {each.layer}", each.expert): each.loss_change for each in knock_outs(*demo, text)}
+    shown = {
+        (x, expert): y for expert, bar in enumerate(drawn(page, "loss-change")) for x, y in zip(bar["x"], bar["y"])
+    }
+    assert shown == pytest.approx(effects, abs=2e-2)
+    expect(page.locator("#runner-ups .ytick > text")).to_have_count(5)
+    assert [line["name"] for line in drawn(page, "top-disabled")] == ["top routed", "shared", "random routed"]
+    assert len(drawn(page, "one-after-another")) == 3 and len(drawn(page, "knock-outs")[0]["y"]) == 16
+    assert_fits(page)
+    visible_box(page, "experts of").click()
+    page.get_by_role("option", name="layer 4", exact=True).click()
+    visible_box(page, "find experts: expert@layer").fill("7@4")
+    button(page, "Measure").click()
+    expect(page.locator("#loss-change .xtick")).to_have_count(1)
+    assert drawn(page, "knock-outs")[0]["y"][0] == "7@4"
+
+
+def test_two_texts_steer_the_model(page):
+    open_tab(page, "Intervene")
+    open_tab(page, "Steer")
+    expect(page.locator("#steer-verdict")).to_contain_text("more than chance")
+    expect(page.locator("#steer-note")).to_contain_text("The samples")
+    expect(page.locator("#steer-effect-note")).to_contain_text("Held-out loss")
+    assert len(drawn(page, "rate-differences")[0]["y"]) == 16 and len(drawn(page, "steering-effect")) == 3
+    assert "promote" in visible_box(page, "these interventions").input_value()
+    assert_fits(page)
+
+
 def test_an_expert_is_ablated_and_forced(page, demo):
     open_tab(page, "Intervene")
+    open_tab(page, "Generate")
     expect(page.locator("#intervene-note")).to_contain_text("The samples diverge at token")
     assert len(texts(page, "strip-original")) == 64
     for name in ("original", "changed"):
@@ -139,39 +178,6 @@ def test_an_expert_is_ablated_and_forced(page, demo):
     expect(page.locator("#stats")).to_contain_text("under force 3@2, promote 1@4 0.5")
     settle(page)
     assert texts(page, "strip") == words
-
-
-def test_the_importance_of_every_expert_is_drawn(page, demo):
-    open_tab(page, "Intervene")
-    open_tab(page, "Importance")
-    expect(page.locator("#loss-change .xtick")).to_have_count(5)  # drawn layer by layer
-    text = visible_box(page, "text").input_value()
-    effects = {(f"layer {each.layer}", each.expert): each.loss_change for each in knock_outs(*demo, text)}
-    shown = {
-        (x, expert): y for expert, bar in enumerate(drawn(page, "loss-change")) for x, y in zip(bar["x"], bar["y"])
-    }
-    assert shown == pytest.approx(effects, abs=2e-2)
-    expect(page.locator("#runner-ups .ytick > text")).to_have_count(5)
-    assert [line["name"] for line in drawn(page, "top-disabled")] == ["top routed", "shared", "random routed"]
-    assert len(drawn(page, "one-after-another")) == 3 and len(drawn(page, "knock-outs")[0]["y"]) == 16
-    assert_fits(page)
-    visible_box(page, "experts of").click()
-    page.get_by_role("option", name="layer 4", exact=True).click()
-    visible_box(page, "find experts: expert@layer").fill("7@4")
-    button(page, "Measure").click()
-    expect(page.locator("#loss-change .xtick")).to_have_count(1)
-    assert drawn(page, "knock-outs")[0]["y"][0] == "7@4"
-
-
-def test_two_texts_steer_the_model(page):
-    open_tab(page, "Intervene")
-    open_tab(page, "Steer")
-    expect(page.locator("#steer-verdict")).to_contain_text("more than chance")
-    expect(page.locator("#steer-note")).to_contain_text("The samples")
-    expect(page.locator("#steer-effect-note")).to_contain_text("Held-out loss")
-    assert len(drawn(page, "rate-differences")[0]["y"]) == 16 and len(drawn(page, "steering-effect")) == 3
-    assert "promote" in visible_box(page, "these interventions").input_value()
-    assert_fits(page)
 
 
 def test_every_panel_says_that_a_dense_model_has_no_experts_and_follows_the_next_one(

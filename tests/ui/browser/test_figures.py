@@ -6,7 +6,6 @@ import json
 
 import pytest
 from playwright.sync_api import expect
-from ui.browser.actions import new_page, open_page
 
 TABS = [
     ["Playground"],
@@ -27,13 +26,9 @@ DRAWN = """plot => plot._fullData.map(trace => ({
 }))"""
 
 
-@pytest.fixture(scope="module")
-def page(context, app_url):
-    """One page for all tests of this file."""
-    page = new_page(context)
-    open_page(page, app_url)
-    yield page
-    page.close()
+@pytest.fixture
+def page(one_page):
+    return one_page
 
 
 def rows(trace):

@@ -83,8 +83,10 @@ def harmless(page):
 def hovered(page) -> str:
     """All hover texts of plotly while the mouse moves over the visible figures."""
     labels = []
-    page.wait_for_timeout(800)  # until the figures of a new text are drawn
+    page.wait_for_timeout(300)  # what is asked for is pending a moment later
+    page.wait_for_function("!document.querySelector('.pending')")
     for plot in page.locator(".js-plotly-plot:visible").all():
+        expect(plot).to_be_visible()  # another may have replaced it
         plot.evaluate("plot => plot.scrollIntoView({block: 'center'})")
         box = plot.bounding_box()
         for part in (0.2, 0.35, 0.5, 0.65):

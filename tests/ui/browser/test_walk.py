@@ -1,11 +1,17 @@
 """The Walk: its picture, what it tells about a part, its steps, and what if an expert had not run."""
 
+import pytest
 from playwright.sync_api import expect
 from ui.browser.actions import open_tab, texts
 
 from deepseek import trace
 from deepseek.interpret.what_if import what_if
 from deepseek.ui.plots.style import show_invisible
+
+
+@pytest.fixture
+def page(one_page):
+    return one_page
 
 
 def part(page, kind):
@@ -70,6 +76,8 @@ def test_a_token_is_walked_through_the_model(page, demo):
     assert "min-p" in off and "n-gram" in off and not set(names) & set(off.split(", "))
     page.get_by_role("button", name="Open or close all layers").click()
     expect(page.locator("#walk .part.head")).to_have_count(0)
+    page.locator("#walk .part.layer").nth(1).press("Enter")
+    expect(page.locator("#walk .part.head")).to_have_count(9)
 
 
 def test_steps_keys_and_other_tabs_move_the_walk(page):

@@ -1,11 +1,45 @@
 """The tab What experts do: measured when opened, on texts of the reader; tables to search and to sort; the report."""
 
+import pytest
 from playwright.sync_api import expect
 from ui.browser.actions import button, new_page, open_tab, settle, visible_box
 
 
+@pytest.fixture
+def page(one_page):
+    return one_page
+
+
+def test_the_report_opens_without_the_network(page, context, tmp_path):
+    open_tab(page, "What experts do")
+    open_tab(page, "Report")
+    button(page, "Make the report").click()
+    link = page.locator("#report-file a").first
+    expect(link).to_be_visible()
+    with page.expect_download() as download:
+        link.click()
+    download.value.save_as(tmp_path / "report.html")
+    report, complaints = new_page(context), []
+    report.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else complaints.append(r.url))
+    report.on("pageerror", lambda error: complaints.append(str(error)))
+    report.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    report.goto(f"file://{tmp_path}/report.html")
+    expect(report.locator("#vocabulary .js-plotly-plot").first).to_be_visible()
+    section = report.locator("#partners")
+    section.scroll_into_view_if_needed()
+    section.locator("summary").get_by_text("layer 2", exact=True).click()
+    expect(section.locator(".js-plotly-plot:visible")).to_have_count(3)
+    section.locator(".sorted:visible").scroll_into_view_if_needed()
+    expect(section.locator(".sorted:visible tbody tr").first).to_be_visible()
+    with report.expect_download() as download:
+        section.locator(".csv:visible").first.click()
+    assert download.value.suggested_filename.startswith("partners") and not complaints, complaints
+    report.close()
+
+
 def test_kinds_of_text_are_measured_and_their_table_is_searched_and_sorted(page, tmp_path):
     open_tab(page, "What experts do")
+    open_tab(page, "Vocabulary")
     verdicts = page.locator(".verdicts:visible")
     expect(verdicts).to_contain_text("token read: ")
     open_tab(page, "Kinds of text")
@@ -37,30 +71,3 @@ def test_kinds_of_text_are_measured_and_their_table_is_searched_and_sorted(page,
     visible_box(page, "name of kind 2").fill("<b>foxes</b>")
     button(page, "Measure").click()
     expect(page.get_by_text("two kinds of text are named").first).to_be_visible()
-
-
-def test_the_report_opens_without_the_network(page, context, tmp_path):
-    open_tab(page, "What experts do")
-    open_tab(page, "Report")
-    button(page, "Make the report").click()
-    link = page.locator("#report-file a").first
-    expect(link).to_be_visible()
-    with page.expect_download() as download:
-        link.click()
-    download.value.save_as(tmp_path / "report.html")
-    report, complaints = new_page(context), []
-    report.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else complaints.append(r.url))
-    report.on("pageerror", lambda error: complaints.append(str(error)))
-    report.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    report.goto(f"file://{tmp_path}/report.html")
-    expect(report.locator("#vocabulary .js-plotly-plot").first).to_be_visible()
-    section = report.locator("#partners")
-    section.scroll_into_view_if_needed()
-    section.locator("summary").get_by_text("layer 2", exact=True).click()
-    expect(section.locator(".js-plotly-plot:visible")).to_have_count(3)
-    section.locator(".sorted:visible").scroll_into_view_if_needed()
-    expect(section.locator(".sorted:visible tbody tr").first).to_be_visible()
-    with report.expect_download() as download:
-        section.locator(".csv:visible").first.click()
-    assert download.value.suggested_filename.startswith("partners") and not complaints, complaints
-    report.close()
