@@ -5,6 +5,7 @@ A file is downloaded when it is first read. From then on it needs no network, an
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from deepseek.data.text_lines import DataError
@@ -38,11 +39,11 @@ def list_files(source: str) -> list[str]:
         advice = "check the name; a private one needs `hf auth login` or HF_TOKEN"
         raise DataError(f"data {source!r} is not on the Hub; {advice}.") from error
     except Exception as error:  # no network, or one of the many of `datasets`
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, ValueError) and len(subsets := datasets.get_dataset_config_names(name)) > 1:
-            allowed = ", ".join(f"{name}:{other}" for other in subsets)
-            raise DataError(f"data {source!r:.100} must name a subset: {allowed:.300}.") from error
         if not record.is_file():
+            if len(subsets := _subsets(name) if isinstance(error, ValueError) else []) > 1:
+                allowed = ", ".join(f"{name}:{other}" for other in subsets)
+                raise DataError(f"data {source!r:.100} must name a subset: {allowed:.300}.") from error
+            reason = " ".join(str(error).split()) or "no answer"
             advice = "" if isinstance(error, (ValueError, RuntimeError)) else "; 'builtin' and files need no network"
             raise DataError(f"data {source!r} cannot be fetched from the Hub ({reason[:300]}){advice}.") from error
         splits = json.loads(record.read_text())
@@ -51,6 +52,15 @@ def list_files(source: str) -> list[str]:
         allowed = ", ".join(f"{name}:{subset}:{other}" for other in splits) or "one with files of text"
         raise DataError(f"data {source!r:.100} has no split {split!r:.100}; it must be {allowed:.300}.")
     return splits[split]
+
+
+def _subsets(name: str) -> list[str]:
+    """The subsets of a data set, [] where the Hub does not say."""
+    import datasets
+
+    with suppress(Exception):  # the network may be gone since
+        return datasets.get_dataset_config_names(name)
+    return []
 
 
 def download(file: str) -> str:
@@ -63,5 +73,5 @@ def download(file: str) -> str:
     try:
         return hf_hub_download(name, path, repo_type="dataset", revision=revision)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()) or "no answer"
         raise DataError(f"data {file!r} cannot be downloaded from the Hub: {reason[:300]}.") from error

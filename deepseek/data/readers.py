@@ -19,7 +19,7 @@ from pathlib import Path
 
 from deepseek.data import hub_datasets
 from deepseek.data.file_formats import MAX_DOCUMENT_CHARACTERS, READERS, file_reader, format_suffix, iter_file
-from deepseek.data.text_lines import DECOMPRESSORS, DEFAULT_OPTIONS, DataError, ReadOptions, note
+from deepseek.data.text_lines import DECOMPRESSORS, DEFAULT_OPTIONS, DataError, NoText, ReadOptions, note
 
 BUILTIN = "builtin"
 EXCLUDED_LIBRARY_PARTS = {"test", "tests", "idle_test", "lib2to3", "site-packages", "__pycache__", "topics.py"}
@@ -102,8 +102,13 @@ def _folder_files(folder: str) -> list[str]:
 
 def _read_files(files: list[str], start: int, file_position, options: ReadOptions) -> Iterator[tuple[str, list]]:
     for index, file in enumerate(files[start:], start):
-        for text, end in iter_file(hub_datasets.download(file), file_position, options):
-            yield text, [index, end]
+        try:
+            for text, end in iter_file(hub_datasets.download(file), file_position, options):
+                yield text, [index, end]
+        except NoText as error:
+            if len(files) == 1:
+                raise
+            note(f"{error} It is left out.")
         file_position = None
 
 

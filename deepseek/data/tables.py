@@ -10,7 +10,16 @@ import re
 from collections.abc import Iterator
 
 from deepseek.data.columns import choose_text_column, column_parts, is_number, row_text
-from deepseek.data.text_lines import DataError, ReadOptions, check_compression, iter_lines, line_number, note, readable
+from deepseek.data.text_lines import (
+    DataError,
+    NoText,
+    ReadOptions,
+    check_compression,
+    iter_lines,
+    line_number,
+    note,
+    readable,
+)
 
 MAX_ROW_BYTES = 1 << 24
 SAMPLE_ROWS, SAMPLE_CHARACTERS = 1000, 1 << 20  # of a table's start, by which its text column is chosen
@@ -145,7 +154,7 @@ def text_column(rows, file: str, options: ReadOptions) -> tuple[str, list[str]]:
         if len(sample) == SAMPLE_ROWS or num_characters >= SAMPLE_CHARACTERS:
             break
     if not sample:
-        raise DataError(f"data {file!r} holds no rows.")
+        raise NoText(f"data {file!r} holds no rows.")
     names = list(dict.fromkeys(str(name) for row in sample for name in row))
     column = options.text_column or choose_text_column(sample)
     if not column:
@@ -155,5 +164,5 @@ def text_column(rows, file: str, options: ReadOptions) -> tuple[str, list[str]]:
     return column, names
 
 
-def _no_text_column(file: str, names) -> DataError:
-    return DataError(f"data {file!r} has no column of text; its columns are {', '.join(names)}.")
+def _no_text_column(file: str, names) -> NoText:
+    return NoText(f"data {file!r} has no column of text; its columns are {', '.join(names)}.")

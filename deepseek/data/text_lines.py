@@ -36,6 +36,10 @@ class DataError(ValueError):
     """A source that cannot be read; the message is one sentence that names the source and the reason."""
 
 
+class NoText(DataError):
+    """A table without rows, or without a column of text."""
+
+
 @dataclass(frozen=True)
 class ReadOptions:
     """How files are read: the text column of tables ("": chosen by name), one of ENCODINGS (auto: UTF-8, or by its mark), and

@@ -76,7 +76,7 @@ def test_a_split_can_be_chosen_and_an_only_one_is_read(hub):
     assert refusal(two) == f"data {two!r} has no split 'train'; it must be {two}::validation, {two}::test."
 
 
-def test_the_hubs_refusals_of_data_say_what_to_do(hub):
+def test_the_hubs_refusals_of_data_say_what_to_do(hub, monkeypatch):
     assert "is not on the Hub; check the name" in refusal("org/nothing")
     write(hub, "gated", train="txt")
     hub.behaviour["org/gated"] = "gated"
@@ -87,3 +87,5 @@ def test_the_hubs_refusals_of_data_say_what_to_do(hub):
     (hub.root / "datasets" / "org" / "many" / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
     assert refusal("org/many") == "data 'org/many' must name a subset: org/many:en, org/many:de."
     assert list(documents("org/many:de")) == STORIES
+    monkeypatch.setattr("datasets.get_dataset_config_names", lambda name: 1 / 0)  # the network is gone meanwhile
+    assert "data 'org/many' cannot be fetched from the Hub (" in refusal("org/many")

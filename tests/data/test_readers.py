@@ -20,6 +20,8 @@ def test_a_folder_is_read_file_by_file(tmp_path, caplog):
         rows = pandas.DataFrame({"n": range(100), "text": [f"shard {shard} row {i}" for i in range(100)]})
         rows.to_parquet(tmp_path / "b" / f"train-{shard:05}-of-00003.parquet", row_group_size=30)
     (tmp_path / "a.md").write_text("# First")
+    (tmp_path / "a.csv").write_text("text\n")
+    (tmp_path / "b" / "size.json").write_text('{"rows": 300}')
     for name in ("photo.jpg", "b/.git/a.txt", ".DS_Store"):
         (tmp_path / name).write_text("none of it")
     note.cache_clear()
@@ -29,7 +31,12 @@ def test_a_folder_is_read_file_by_file(tmp_path, caplog):
         "# First",
         *(f"shard {shard} row {i}" for shard in range(3) for i in range(100)),
     ]
-    assert any("4 of 5 files are read, those that end in .txt" in message for message in caplog.messages)
+    for told in (
+        "6 of 7 files are read, those that end in .txt",
+        "a.csv' holds no rows. It is left",
+        "size.json' has no col",
+    ):
+        assert any(told in message for message in caplog.messages)
     for number in (0, 1, 29, 30, 99, 100, 215, 299):
         assert list(iter_documents(str(tmp_path), found[number][1])) == found[number + 1 :]
     before = fingerprint(str(tmp_path))
