@@ -16,7 +16,7 @@ from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, errors, snapshot_download
+from huggingface_hub import HfApi, constants, errors, hf_hub_download, snapshot_download
 from huggingface_hub.utils import tqdm
 
 from deepseek.checkpoints.memory import check_memory, loading_bytes
@@ -87,6 +87,17 @@ def download(
         if folder := local_folder(hub_id):
             return folder
         raise FolderError(_explain(error, repo, revision)) from error
+
+
+def describe(hub_id: str, folder: Path) -> dict[str, list[int]]:
+    """{name: shape} of the tensors of a Hub id, read without them; its config.json is put into `folder`. Raises FolderError."""
+    repo, revision = split_id(hub_id)
+    try:
+        hf_hub_download(repo, "config.json", revision=revision, local_dir=folder)
+        files = HfApi().get_safetensors_metadata(repo, revision=revision).files_metadata.values()
+    except Exception as error:
+        raise FolderError(_explain(error, repo, revision)) from error
+    return {name: tensor.shape for file in files for name, tensor in file.tensors.items()}
 
 
 def _explain(error: Exception, repo: str, revision: str) -> str:

@@ -2,15 +2,16 @@
 
 import math
 import os
-import re
 import shutil
+import tempfile
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from deepseek.checkpoints import hub, loading, saving
 from deepseek.checkpoints.memory import free_memory
+from deepseek.checkpoints.validation import FolderError
 from deepseek.data.dataloader import PackedDataLoader
 from deepseek.model.config import preset
 from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM
@@ -71,21 +72,8 @@ def required_bytes(config: TrainConfig, resume_from: Path | None = None) -> tupl
     The memory is that of all the run's processes on this machine. Raises TrainingError for a checkpoint that cannot be
     opened.
     """
-    source = resume_from or config.init_from
-    if source and Path(source).is_dir():
-        try:
-            source = saving.offered_checkpoint(Path(source))
-            shape = AutoConfig.from_pretrained(source, trust_remote_code=False)
-            stored = loading.stored_shapes(Path(source))
-            if shape.tie_word_embeddings:
-                stored.pop("lm_head.weight", None)  # the embedding again
-            weights = sum(map(math.prod, stored.values()))
-        except Exception as error:
-            reason = job_process.explain_error(error)
-            raise TrainingError(f"init_from is {str(source)!r}, which cannot be opened: {reason}") from error
-    elif source and not re.fullmatch(hub.HUB_ID, str(source)):
-        allowed = "a checkpoint's folder or a Hub id such as name/model"
-        raise TrainingError(f"init_from is {str(source)!r:.80}; it must be {allowed}.")
+    if source := str(resume_from or config.init_from):
+        shape, weights = _checkpoint_shape(source)
     else:
         shape = preset(config.preset)
         with torch.device("meta"):
@@ -100,3 +88,28 @@ def required_bytes(config: TrainConfig, resume_from: Path | None = None) -> tupl
     memory = int(local_size * (PROGRAM_BYTES + loss + activations) + model_copies * 16 * weights)
     head = 4 * shape.vocab_size * shape.hidden_size  # stored beside the embedding
     return memory, 12 * weights + head + 4 * PackedDataLoader.BUFFER_BLOCKS * config.max_seq_len
+
+
+def _checkpoint_shape(source: str) -> tuple[PretrainedConfig, int]:
+    """(configuration, number of weights) of a folder or a Hub id, which is not downloaded for that. Raises TrainingError."""
+    folder = hub.local_folder(source)
+    if not (folder or hub.is_hub_id(source)):
+        allowed = "a checkpoint's folder or a Hub id such as name/model"
+        raise TrainingError(f"init_from is {source!r:.80}; it must be {allowed}.")
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            if folder:
+                folder = saving.offered_checkpoint(folder)
+                stored = loading.stored_shapes(folder)
+            else:
+                folder = Path(temporary)
+                stored = hub.describe(source, folder)
+            shape = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except FolderError as error:
+        raise TrainingError(f"init_from is {source!r}, which {error}") from error
+    except Exception as error:
+        reason = job_process.explain_error(error)
+        raise TrainingError(f"init_from is {source!r}, which cannot be opened: {reason}") from error
+    if shape.tie_word_embeddings:
+        stored.pop("lm_head.weight", None)  # the embedding again
+    return shape, sum(map(math.prod, stored.values()))

@@ -5,9 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from deepseek.checkpoints.hub import local_folder
 from deepseek.data.dataloader import PackedDataLoader
 from deepseek.model.config import preset
 from deepseek.training import runs
+from deepseek.training.config import TrainingError
 from deepseek.training.resource_check import PROGRAM_BYTES, required_bytes
 
 
@@ -47,3 +49,12 @@ def test_the_estimate_of_a_checkpoint_is_its_size(config, train_config):
     size = sum(file.stat().st_size for file in checkpoint.iterdir())
     assert required_bytes(config)[1] == pytest.approx(size, rel=0.1)
     assert required_bytes(config, checkpoint) == pytest.approx(required_bytes(config), rel=1e-3)
+
+
+def test_a_hub_model_to_start_from_is_measured_before_it_is_downloaded(config, checkpoint, local_hub):
+    from_hub, from_folder = config(preset="seed", init_from="org/demo"), config(preset="seed", init_from=checkpoint)
+    assert required_bytes(from_hub) == required_bytes(from_folder) != required_bytes(config(preset="seed"))
+    assert local_folder("org/demo") is None
+    local_hub.behaviour["org/demo"] = "gated"
+    with pytest.raises(TrainingError, match="^init_from is 'org/demo', which is gated: ask for access on http"):
+        required_bytes(from_hub)
