@@ -66,7 +66,7 @@ def test_rounded_weights_of_a_model_without_a_decode_model_are_refused(run, llam
     code, _, error = run("--checkpoint", str(tmp_path), "--prompt", "a", "--weights", "int8", *SHORT)
     assert (
         code == 1
-        and "error: model is LlamaForCausalLM; what packs weights to decode must be DeepSeek-V3 or one of" in error
+        and "error: model is of type 'llama'; what packs weights to decode must be DeepSeek-V3 or one of" in error
     )
 
 

@@ -96,7 +96,8 @@ def _load(folder: Path, dtype: torch.dtype | None, max_bytes: int | None, num_pr
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     method = (getattr(config, "quantization_config", None) or {}).get("quant_method")
     if method not in (None, *DEQUANTIZED):
-        raise FolderError(f"is quantized by {method!r:.40}; its weights must be fp32, bf16, fp16, fp8 or mxfp4.")
+        needed = "open the model that it was made from, with weights in fp32, bf16, fp16, fp8 or mxfp4"
+        raise FolderError(f"is quantized by {method!r:.40}, a format without a decoder here; {needed}.")
     # A model that also sees images opens whole and is given text: some families' class for text alone wants a configuration
     # of the text part.
     mappings = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, transformers.MODEL_FOR_CAUSAL_LM_MAPPING

@@ -91,7 +91,9 @@ class DecodeModel:
             raise ValueError(f"weights is {weights!r}; it must be one of {', '.join(WEIGHT_FORMATS)}.")
         if not supports(model):
             allowed = f"DeepSeek-V3 or one of {', '.join(FAMILIES)}, on the CPU in float32 or bfloat16"
-            raise ValueError(f"model is {type(model).__name__}; what packs weights to decode must be {allowed}.")
+            raise ValueError(
+                f"model is of type {model.config.model_type!r}; what packs weights to decode must be {allowed}."
+            )
         attention_type, _ = _family(model)
         self.cos_sin, self.rotary = attention_type.cos_sin, model.model.rotary_emb
         self.embedding, self.eps = model.model.embed_tokens.weight, model.config.rms_norm_eps

@@ -127,7 +127,10 @@ DAMAGE = {
         "is a model of type 'vit'; it must be one that continues",
     ),
     "GPTQ": (edit("config.json", quantization_config=dict(quant_method="gptq", bits=4)), "is quantized by 'gptq'"),
-    "AWQ": (edit("config.json", quantization_config=dict(quant_method="awq", bits=4)), "is quantized by 'awq'"),
+    "AWQ": (
+        edit("config.json", quantization_config=dict(quant_method="awq", bits=4)),
+        "is quantized by 'awq', a format without a decoder here; open the model that it was made from, with weights in ",
+    ),
     "no folder": (shutil.rmtree, "is neither a folder nor a Hub id"),
 }
 

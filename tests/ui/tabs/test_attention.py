@@ -2,6 +2,7 @@
 
 import gradio as gr
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from deepseek import trace
 from deepseek.ui.tabs import attention
@@ -30,3 +31,14 @@ def test_a_range_of_tokens_is_counted_from_one():
     assert attention.token_range("", 1000) == (0, 512) and attention.token_range("489-1000", 1000) == (488, 1000)
     with pytest.raises(gr.Error, match="of 512 tokens at most"):
         attention.token_range("1-513", 1000)
+
+
+def test_a_model_of_one_layer_and_one_head_has_sliders_that_gradio_draws(tokenizer):
+    """A slider from 0 to 0 was refused, and the tab with it."""
+    shape = dict(vocab_size=300, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1)
+    one = LlamaForCausalLM(LlamaConfig(**shape)).eval()
+    for properties in attention.sliders(one):
+        slider = gr.Slider(0, step=1, **properties)
+        assert slider.minimum < slider.maximum and slider.value == 0 and not slider.interactive
+    note, _, *figures, token = attention.draw(trace(one, tokenizer, [5, 9, 17]))
+    assert note == "3 tokens" and None not in figures and token == 2
