@@ -46,8 +46,10 @@ INTRO = "# Watch a mixture of experts think, token by token"
 
 def give_text(generation: Generation, given: str, *texts: str) -> list:
     """The new `given`, and the updates of the tabs' `texts`: the sample's text, but in place of the one `given` before, or of
-    none; what the user wrote stays.
+    none; what the user wrote stays, and all of it if the sample has expired.
     """
+    if not generation:
+        return gr.skip()
     return [generation.text, *(generation.text if text in ("", given) else gr.skip() for text in texts)]
 
 

@@ -163,10 +163,11 @@ def export_file(generation) -> str:
 
 def build(
     generation: gr.State, kept: gr.BrowserState, preset: gr.Dropdown, controls: dict, current: str
-) -> list[gr.components.Component]:
+) -> tuple[list[gr.components.Component], list]:
     """Draws and wires `kept` presets, link and export, for the user's `generation` and the sampler's `controls`.
 
-    `current` is the page's own checkpoint. Returns the link and the exported file, to be hidden when another text begins.
+    `current` is the page's own checkpoint. Returns the link and the exported file, to be hidden when another text begins, and
+    the listeners that make them.
     """
     with gr.Accordion("save and share", open=False):
         with gr.Row():
@@ -176,7 +177,7 @@ def build(
         delete = gr.Button("Delete the chosen preset", size="sm")
         share = gr.Button("Make a link to this text", size="sm")
         link = gr.Textbox(label="link", interactive=False, buttons=["copy"], visible=False, elem_id="link")
-        export = gr.Button("Export as JSON, with every trace", size="sm")
+        export_button = gr.Button("Export as JSON, with every trace", size="sm")
         label = "to repeat it: python -m deepseek.generate --repeat FILE"
         file = gr.File(label=label, visible=False, elem_id="export")
 
@@ -192,14 +193,17 @@ def build(
     def make_query(generation):
         return gr.update(value=query_of(generation, current), visible=True)
 
+    def export(generation):
+        return gr.update(value=export_file(generation), visible=True)
+
     inputs, fresh = [kept, name, *(controls[name] for name in PRESET_FIELDS)], dict(js=presets.READ, **QUICK_QUEUE)
     for event in (
         save.click(save_preset, inputs, [kept, preset, name], **fresh),
         delete.click(delete_preset, [kept, preset], [kept, preset], **fresh),
     ):
         event.success(None, kept, None, js=presets.WRITE, **QUICK_QUEUE)
-    share.click(make_query, generation, link, **QUICK_QUEUE).then(
-        None, link, link, js="query => location.origin + location.pathname + '?' + query", **QUICK_QUEUE
-    )
-    export.click(lambda g: gr.update(value=export_file(g), visible=True), generation, file, **QUICK_QUEUE)
-    return [link, file]
+    shared = share.click(make_query, generation, link, **QUICK_QUEUE)
+    whole = "query => location.origin + location.pathname + '?' + query"
+    shared.success(None, link, link, js=whole, **QUICK_QUEUE)
+    exported = export_button.click(export, generation, file, **QUICK_QUEUE)
+    return [link, file], [shared, exported]

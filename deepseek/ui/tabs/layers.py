@@ -14,10 +14,8 @@ from deepseek.ui.plots.layers import cache_bytes, latent_norms, lens_map
 from deepseek.ui.plots.style import show_invisible
 
 
-def lens_rows(lens: LogitLens | None, token: int) -> str:
-    """The value of the table of one token's column of the lens; empty without a lens."""
-    if lens is None:
-        return "[]"
+def lens_rows(lens: LogitLens, token: int) -> str:
+    """The value of the table of one token's column of the lens."""
     places = ["embedding", *(f"layer {layer}" for layer in range(len(lens.texts) - 1))]
     return script_json(
         [
@@ -90,7 +88,7 @@ def build(model, generation: gr.State, first: Trace, checkpoint: gr.State, tab: 
 
     def select(lens, event: gr.EventData):
         index = event_int(event, "index")
-        return lens_rows(lens, index) if lens and index in range(len(lens.texts[0])) else gr.skip()
+        return lens_rows(lens, index) if index in range(len(lens.texts[0])) else gr.skip()
 
     outputs = [lens_note, lens_figure, lens, cache_note, sizes, norms, latents, strip, column]
     events = [button.click, box.submit], [tab.select, watch.renewed]

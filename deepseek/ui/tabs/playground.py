@@ -63,7 +63,7 @@ def build(demo, checkpoint: gr.State, kept: gr.BrowserState, first: Generation):
                 with gr.Accordion("experts switched off, forced, promoted, suppressed", open=False):
                     interventions = interventions_box("")
             query = gr.Textbox(label="query", visible="hidden")  # of the link to the text, once one was generated
-            shared_files = share.build(state, kept, preset, controls, current)
+            shared_files, shared = share.build(state, kept, preset, controls, current)
 
     inputs, details = [seed, locked, interventions, *controls.values()], [*detail, along, table, tree[1]]
     # They change with the text, not while it grows.
@@ -87,6 +87,8 @@ def build(demo, checkpoint: gr.State, kept: gr.BrowserState, first: Generation):
         return values
 
     def show_details(generation):
+        if not generation:  # expired, which `revive` mends
+            return gr.skip()
         rest = entropy_and_temperature(generation.tokens), token_detail.rows(generation), branches.tree(generation)
         return [*show_selected(generation), *rest]
 
@@ -139,13 +141,16 @@ def build(demo, checkpoint: gr.State, kept: gr.BrowserState, first: Generation):
         options["interventions"] = last.interventions
         yield from stream(generate(*model, last.request, last.params, dict(branch), **options))
 
-    events = [
-        *(view.on(event, run, [checkpoint, prompt, *chat_inputs, *inputs]) for event in (go.click, prompt.submit)),
+    on_text = [  # that the page shows
         view.on(again.click, run_again, [checkpoint, state, *inputs]),
-        view.on(checkpoint.change, run_other_checkpoint, [checkpoint, state, prompt, *chat_inputs, *inputs]),
         *(view.on(event, run_reply, [checkpoint, state, message, *inputs]) for event in (send.click, message.submit)),
         view.on(detail[2].branch, branch, [state]),
         view.on(tree[1].select, follow, [state]),
+    ]
+    events = [
+        *(view.on(event, run, [checkpoint, prompt, *chat_inputs, *inputs]) for event in (go.click, prompt.submit)),
+        view.on(checkpoint.change, run_other_checkpoint, [checkpoint, state, prompt, *chat_inputs, *inputs]),
+        *on_text,
     ]
     view.stop_on(stop.click)
 
@@ -156,10 +161,14 @@ def build(demo, checkpoint: gr.State, kept: gr.BrowserState, first: Generation):
         generation.selected, generation.select_order = index, order
         return show_selected(generation)
 
-    view.add(strip.select, select, [state], detail, **QUICK_QUEUE)
-    for event in (ask.click, word.submit):
-        view.add(event, why_not.answer, [state, word], answer, show_progress="minimal")
-    view.add(tree[2].input, branches.show_comparison, [state, tree[2]], comparison, **QUICK_QUEUE)
+    about_text = [
+        view.add(strip.select, select, [state], detail, **QUICK_QUEUE),
+        *(
+            view.add(event, why_not.answer, [state, word], answer, show_progress="minimal")
+            for event in (ask.click, word.submit)
+        ),
+        view.add(tree[2].input, branches.show_comparison, [state, tree[2]], comparison, **QUICK_QUEUE),
+    ]
     for event in events:
         view.add(event.then, show_details, [state], details, **QUICK_QUEUE)
 
@@ -204,6 +213,14 @@ def build(demo, checkpoint: gr.State, kept: gr.BrowserState, first: Generation):
             options = dict(interventions=share.interventions_from_query(link), is_over=turn.is_over)
         yield from stream(generate(model, tokenizer, prompt, *request, known, **options))
 
+    def revive(turn, generation, query):
+        """Samples a text that has expired again, from its link: the strip asks for the selected token again as it comes."""
+        if generation:  # the event was refused for another reason
+            yield gr.skip()
+        else:
+            gr.Info("The same text is sampled again, from its seed.")
+            yield from run_link(turn, query)
+
     def show_link_details(generation, query):
         return show_details(generation) if "prompt" in QueryParams(query) else gr.skip()
 
@@ -220,6 +237,8 @@ def build(demo, checkpoint: gr.State, kept: gr.BrowserState, first: Generation):
     loaded = demo.load(restore, [kept, query, locked, prompt], recalled, js=share.RECALL, **QUICK_QUEUE)
     linked = view.on(loaded.success, run_link, [query])
     view.add(linked.then, show_link_details, [state, query], details, **QUICK_QUEUE)
+    for event in (*on_text, *about_text, *shared):
+        view.on(event.failure, revive, [state, query])
     # Last: all tabs follow the user's checkpoint, and by now the link's sample is there.
     quiet = dict(api_visibility="private", show_progress="hidden")
     linked.success(open_link_checkpoint, query, checkpoint, **quiet, **OPENING_QUEUE)

@@ -67,10 +67,10 @@ def build(generation: gr.State, checkpoint: gr.State, tabs: gr.Tabs) -> tuple[gr
 
     def reply(traced, event: gr.EventData, compute):
         """The answer to a request of the picture: what `compute` says of the trace that is drawn. Raises gr.Error."""
-        ask, path = event_int(event, "ask"), traced and traced[1]
-        if ask is None or not traced:
+        ask = event_int(event, "ask")
+        if ask is None or traced is None:
             return gr.skip()
-        model, tokenizer = model_registry.get_model(path)
+        model, tokenizer = model_registry.get_model(traced[1])
         trace = trace_text(model, tokenizer, traced[0])
         with user_errors():
             return answer_value(ask, **compute(trace))

@@ -1,8 +1,10 @@
 """The figures and the report of the Compare tab."""
 
+import gradio as gr
 import pytest
 
 from deepseek import SamplingParams, load, stream
+from deepseek.ui.components.shared_outputs import Turns
 from deepseek.ui.generation import generate, interleave
 from deepseek.ui.tabs import compare
 
@@ -23,3 +25,18 @@ def test_a_report_lists_what_differed_and_the_figures_of_both_sides(demo, checkp
         mean = sum(token.probability for token in generation.tokens) / len(generation.tokens)
         assert float(rows["mean probability"][column]) == pytest.approx(mean, abs=5e-4)
     assert {"tokens per second", "distinct 2-grams", "repeated 4-grams"} <= set(rows)
+
+
+def test_the_table_after_a_stop_is_that_of_the_samples_shown(demo):
+    with gr.Blocks() as page:
+        compare.build(*demo, "Once upon a time", gr.State("assets/demo"), gr.BrowserState({}))
+    run = next(listener for listener in page.fns.values() if listener.name == "run")
+    turns = Turns()
+    answers = run.fn(turns, *(block.value for block in run.inputs[1:]))
+    first = next(answers)
+    assert first[2] == [], "the last pair's table is gone at once"
+    turns.stop()
+    *_, (strip_a, strip_b, table), _ = answers
+    tokens = next(values for name, *values in table if name == "tokens")
+    assert [int(value) for value in tokens] == [strip.count('"i": ') for strip in (strip_a, strip_b)]
+    assert int(tokens[0]) < 48
