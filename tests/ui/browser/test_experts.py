@@ -72,6 +72,11 @@ def test_a_long_text_comes_from_the_box_or_from_a_file(page, tmp_path):
     visible_box(page, "text").fill("a" * 20_001)
     button(page, "Trace").click()
     expect(page.get_by_text("text has 20,001 characters").first).to_be_visible()
+    file.write_text("The little fox", "utf-16")
+    with page.expect_file_chooser() as chooser:
+        button(page, "Open a text file").click()
+    chooser.value.set_files(file)
+    expect(page.get_by_text("the file is not text in UTF-8").first).to_be_visible()
 
 
 def test_two_domains_and_three(page):

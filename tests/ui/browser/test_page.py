@@ -42,6 +42,10 @@ def test_first_visit_shows_an_example(page):
     open_tab(page, "Model")
     expect(page.get_by_text("KV cache per token")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    if page.viewport_size["width"] == 375:
+        opacity = "all => all.map(bar => getComputedStyle(bar).opacity)"
+        bars = page.locator(".js-plotly-plot .modebar-container").evaluate_all(opacity)
+        assert bars and set(bars) == {"0"}, "plotly's toolbar would cover the legends"
 
 
 def test_a_sample_streams_and_both_panels_show_it(page):

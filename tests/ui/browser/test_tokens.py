@@ -75,6 +75,10 @@ def test_a_token_selected_while_text_streams_stays_selected(page):
     expect(page.locator("#strip .token").nth(4)).to_have_attribute("aria-selected", "true")
     expect(page.locator("#strip .detail")).to_contain_text("token 5 ")
     expect(page.locator("#token-heading")).to_contain_text("Token 5:")
+    height, below = page.locator("#strip .tokens").evaluate(
+        "e => [e.scrollHeight - e.clientHeight, e.scrollHeight - e.clientHeight - e.scrollTop]"
+    )
+    assert height > 100 and below < 40, "the strip follows a text that grows"
 
 
 def test_the_text_is_also_a_plain_table(page):
