@@ -15,6 +15,7 @@ MAX_CONFIG_BYTES = 2**20
 MAX_JSON_BYTES = 2**26  # of any other .json or .jinja file; the largest tokenizers of public models have half of that
 MAX_HEADER_BYTES = 2**24  # of a .safetensors file; safetensors itself reads up to 100 MB
 MAX_PATTERN_CHARACTERS = 10_000  # of a tokenizer's regular expression
+CLASS_NAMES = re.compile(r"\b\w+(?:Error|Exception): |<class '(?:\w+\.)*(\w+)'>")
 GROUP = re.compile(r"\(((?:[^()\\]|\\.)*)\)([+*{]?)")  # an innermost group and its quantifier
 
 
@@ -23,8 +24,10 @@ class FolderError(ValueError):
 
 
 def first_sentence(error: Exception) -> str:
-    """The first sentence of an error's message, in one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """The first sentence of an error's message, in one line, without the names of Python's classes."""
+    text = CLASS_NAMES.sub(r"\1", " ".join(str(error).split())) or "no reason is known"
+    if isinstance(error, KeyError):  # its message is the key alone
+        text = f"{text} is unknown"
     return re.split(r"(?<=[.!?]) ", text)[0][:300].rstrip(".") + "."
 
 

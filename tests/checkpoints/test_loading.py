@@ -105,6 +105,8 @@ DAMAGE = {
     ),
     "unknown model": (edit("config.json", model_type="other"), "model of type 'other', which needs code of its own"),
     "unknown rope": (edit("config.json", rope_parameters=dict(rope_type="dynamic", factor=2.0)), CANNOT_BE_OPENED),
+    "words for a table": (edit("config.json", rope_parameters="x"), "any type in (RopeParameters, dict, NoneType)."),
+    "unknown function": (edit("config.json", hidden_act="nope"), CANNOT_BE_OPENED + "'nope' is unknown."),
     "words for numbers": (edit("config.json", hidden_size="wide"), CANNOT_BE_OPENED),
     "other shapes": (edit("config.json", hidden_size=80), "where its config.json says ["),
     "absurd shapes": (edit("config.json", vocab_size=2**60), CANNOT_BE_OPENED),
