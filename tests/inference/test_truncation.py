@@ -9,6 +9,7 @@ import transformers
 from sampler_cases import assert_as_llama_cpp, llama_cpp_cases, random_logits, run
 
 from deepseek import SamplingParams
+from deepseek.inference.engine import stream_batch
 
 WARPERS = {
     "top_k": (transformers.TopKLogitsWarper, lambda rng: rng.randint(1, 80)),
@@ -74,6 +75,22 @@ def test_xtc_keeps_only_the_least_likely_of_the_top_choices():
         assert state.details["XTC"] == {"drawn": uniform, "acts": float(uniform < 0.5)}
     one_choice = SamplingParams(xtc_probability=1, xtc_threshold=0.35)
     assert run(logits_V, one_choice)[0].isfinite().all()
+
+
+def test_xtc_acts_at_as_many_tokens_as_its_probability_says(model, tokenizer):
+    """What it does when it acts is held to llama.cpp above; when, each program draws from a generator of its own."""
+    share, num_samples = 0.3, 8
+    options = dict(xtc_probability=share, xtc_threshold=0.01, max_new_tokens=40)
+    batch = [SamplingParams(seed=seed, **options) for seed in range(num_samples)]
+    tokens = [token for step in stream_batch(model, tokenizer, "a fox", batch) for token in step if token]
+    stages = [next(stage for stage in token.stages if stage.name == "XTC") for token in tokens]
+    drawn = np.array([stage.details["drawn"] for stage in stages])
+    acts = np.array([stage.details["acts"] == 1 for stage in stages])
+    assert (acts == (drawn < share)).all() and not any(stage.changed for stage, a in zip(stages, acts) if not a)
+    assert sum(stage.changed for stage in stages) > 0.8 * acts.sum()
+    deviation = (share * (1 - share) / len(stages)) ** 0.5
+    assert len(stages) > 200 and abs(acts.mean() - share) < 3 * deviation
+    assert np.histogram(drawn, 4, (0, 1))[0].min() > len(stages) / 4 - 4 * (len(stages) * 3 / 16) ** 0.5  # uniform
 
 
 def test_the_most_likely_token_is_kept_by_any_cutoff():
