@@ -66,6 +66,7 @@ def test_the_mask_is_a_stage_of_the_trace(demo):
         True,
     ) and stage.num_candidates == 4  # y ye yo yes
     assert {c.removed_by for c in first.candidates if not c.text.startswith("y")} == {"grammar"}
+    assert sum(c.probabilities[0] for c in first.candidates if c.removed_by) <= stage.moved < 1
     assert not write(*demo, max_new_tokens=1)[0].stages[0].active
 
 

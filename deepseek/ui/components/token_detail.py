@@ -4,6 +4,7 @@ from pathlib import Path
 
 import gradio as gr
 
+from deepseek.inference.grammar import CONSTRAINTS
 from deepseek.ui.components.token_strip import script_json
 from deepseek.ui.components.view import figure
 from deepseek.ui.plots.routing import normalized
@@ -50,6 +51,11 @@ def heading(generation, index: int) -> str:
     if dry:
         length = int(dry.details["match"])
         text += f"\n\nThe {length} tokens before it stood in the text once before; DRY makes what followed them less likely."
+    grammar = next((stage for stage in token.stages if stage.name == "grammar" and stage.active), None)
+    if grammar:
+        constraint = next(name for name in CONSTRAINTS if getattr(generation.params, name))
+        text += f"\n\nThe {constraint.replace('_', ' ')} allows {grammar.num_candidates:,} tokens here"
+        text += f"; the others had {grammar.moved:.1%} of the probability."
     return text + "\n\nSamplers in use: " + " → ".join(["model", *(s.name for s in token.stages if s.active)])
 
 
