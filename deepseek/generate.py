@@ -12,13 +12,16 @@ import torch
 
 from deepseek.checkpoints.loading import CheckpointError, load
 from deepseek.data.chat import chat_template, conversation, is_chat, rendered
+from deepseek.data.tokenizer import show_invisible
 from deepseek.inference.decode_model import DecodeModel, supports
 from deepseek.inference.engine import stream
+from deepseek.inference.forced_tokens import parse_forced_tokens
 from deepseek.inference.generation_record import make_record, parse_record, replay
 from deepseek.inference.packed_linear import WEIGHT_FORMATS, WEIGHTS_HELP
 from deepseek.inference.sampling import SamplingParams
 from deepseek.inference.sweep import NUM_VALUES, SETTINGS, SharedTokens, sample_batch, sweep_params, token_tree
 from deepseek.inference.text_stats import sample_stats
+from deepseek.inference.why_not import chain, first_tokens, why_not
 from deepseek.interpret.interventions import parse_interventions
 from deepseek.settings.aliases import DYNATEMP_RANGE, rename
 from deepseek.settings.schema import add_arguments, from_text
@@ -50,6 +53,10 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, Sampl
     parser.add_argument("--intervention", action="append", default=[], metavar="TEXT", help=help)
     help = f"one sample for each of 3 to {NUM_VALUES} values of a setting; two are the ends of a range of {NUM_VALUES}"
     parser.add_argument("--sweep", nargs="+", metavar=("SETTING", "VALUE"), help=help)
+    help = "put the token of an id at a position of the output, from 0, such as 4-123; may be repeated"
+    parser.add_argument("--forced-token", action="append", default=[], metavar="POSITION-ID", help=help)
+    help = "print what became of this word in place of each token: its rank and probability after every sampler"
+    parser.add_argument("--why-not", metavar="WORD", help=help)
     add_arguments(parser, SamplingParams)
     parser.add_argument(f"--{DYNATEMP_RANGE.replace('_', '-')}", type=float, help=argparse.SUPPRESS)
     names = (*SamplingParams.__dataclass_fields__, DYNATEMP_RANGE)
@@ -59,12 +66,16 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, Sampl
         given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
         params = SamplingParams(**rename(given))
         options.interventions = parse_interventions(options.intervention)
+        options.forced_tokens = parse_forced_tokens(options.forced_token)
     except ValueError as error:
         parser.error(str(error))
     if options.samples < 1:
         parser.error(f"samples is {options.samples}; it must be 1 or more.")
     if options.weights != "model" and (options.export or options.repeat):
         parser.error(f"weights is {options.weights!r}; a record is of the model's own, without --export and --repeat.")
+    for name, given in (("why_not", options.why_not is not None), ("forced_token", options.forced_token)):
+        if given and (options.sweep or options.repeat):
+            parser.error(f"{name} is given; it must be without --sweep and --repeat.")
     if options.sweep:
         if options.samples > 1 or options.export or options.repeat or options.intervention:
             parser.error("sweep is given; it must be without --samples, --export, --repeat and --intervention.")
@@ -98,7 +109,10 @@ def to_conversations(tokenizer, prompts: list[str], chat: bool | None, system: s
 
 
 def print_samples(model, tokenizer, prompts: list, num_samples: int, params: SamplingParams, **options) -> dict:
-    """Prints `num_samples` samples of each prompt, text or messages; returns the last one's record. `options` are `stream`'s."""
+    """Prints `num_samples` samples of each prompt, text or messages; returns the last one's record.
+
+    `options` are `stream`'s, forced_tokens, interventions and probe among them.
+    """
     for number, (prompt, index) in enumerate(product(prompts, range(num_samples)), 1):
         text = rendered(tokenizer, prompt)
         print(f"Sample {number}:\nPrompt: {text}\nGenerated text (temp={params.temperature:g}): ", end="")
@@ -107,9 +121,20 @@ def print_samples(model, tokenizer, prompts: list, num_samples: int, params: Sam
             tokens.append(token)
             print(token.text, end="", flush=True)
         print(f"\n[seed {seeded.seed}, ended by {token.ended_by}]\n", flush=True)
+        if options["probe"]:
+            print_why_not(tokens, options["probe"])
     messages = prompt if is_chat(prompt) else ()
-    interventions = options.get("interventions", ())
-    return make_record(model, text, seeded, tokens, {}, interventions=interventions, messages=messages)
+    forced, interventions = options["forced_tokens"], options["interventions"]
+    return make_record(model, text, seeded, tokens, forced, interventions=interventions, messages=messages)
+
+
+def print_why_not(tokens: list, ids: list[int]) -> None:
+    """Prints for each token the rank and probability of each of `ids` in its place, after every sampler."""
+    print("Why not, with rank (probability) after each sampler; ✕ is where it was removed:")
+    for index, token in enumerate(tokens, 1):
+        chains = " · ".join(map(chain, why_not(token, ids)))
+        print(f"{index} “{show_invisible(token.text)}”, not {chains}")
+    print()
 
 
 def print_sweep(model, tokenizer, prompt, name: str, batch: list[SamplingParams], decode_model=None) -> None:
@@ -176,7 +201,9 @@ def main():
             for prompt in prompts:
                 print_sweep(model, tokenizer, prompt, name, batch, decode_model)
         else:
-            changes = dict(interventions=options.interventions, decode_model=decode_model)
+            ids = [] if options.why_not is None else first_tokens(options.why_not, tokenizer)
+            changes = dict(forced_tokens=options.forced_tokens, interventions=options.interventions)
+            changes |= dict(decode_model=decode_model, probe=ids)
             last = print_samples(model, tokenizer, prompts, options.samples, with_seed(params), **changes)
             if options.export:
                 Path(options.export).write_text(json.dumps(last))

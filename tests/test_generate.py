@@ -78,11 +78,13 @@ def test_samples_of_a_prompt_count_the_seed_up(run, checkpoint):
     assert sample_7 != sample_8
 
 
-def test_interventions_are_run_exported_and_repeated(run, checkpoint, tmp_path):
+def test_interventions_and_forced_tokens_are_run_exported_and_repeated(run, checkpoint, tmp_path):
     common, file = ["--checkpoint", checkpoint, "--prompt", "a fox", *SHORT], tmp_path / "sample.json"
-    changes = ["--intervention", "promote 3@1", "--intervention", "off 2"]
+    changes = ["--intervention", "promote 3@1", "--intervention", "off 2", "--forced-token", "2-70"]
     _, text, _ = run(*common, *changes, "--export", str(file))
-    experts = [token["experts"] for token in json.loads(file.read_text())["tokens"]]
+    tokens = json.loads(file.read_text())["tokens"]
+    experts = [token["experts"] for token in tokens]
+    assert tokens[2]["id"] == 70
     assert all(3 in dict(layers["1"]) and 2 not in dict(layers["1"]) for layers in experts)
     assert text != run(*common)[1] and "all as recorded" in run("--repeat", str(file))[1]
 
@@ -104,6 +106,21 @@ def test_an_export_makes_its_folder_and_a_wrong_path_is_refused_before_the_work(
     assert json.loads(file.read_text())["prompt"] == "a fox"
     code, text, error = run("--checkpoint", checkpoint, *SHORT, "--export", str(tmp_path))
     assert code == 1 and not text and "Is a directory" in error
+
+
+def test_what_became_of_a_word_is_printed_for_every_token(run, checkpoint, tmp_path):
+    common, file = ["--checkpoint", checkpoint, "--prompt", "a fox", *SHORT, "--top-k", "3"], tmp_path / "sample.json"
+    _, text, _ = run(*common, "--why-not", "z", "--export", str(file))
+    sample, _, rows = text.partition("Why not, with rank (probability) after each sampler")
+    assert sample == run(*common)[1]
+    rows = rows.strip().splitlines()[1:]
+    assert [row.split()[0] for row in rows] == list("12345678")
+    step = r"\d+ \((\d+\.\d\d|under 0\.01)%\)"
+    end = rf" → temperature {step} → top-k (✕|{step})"
+    assert all(re.search(rf"^\d “.+”, not “.+”: model {step}{end}", row) for row in rows) and "✕" in text
+    probed = [[c for c in token["candidates"] if c["ranks"]] for token in json.loads(file.read_text())["tokens"]]
+    assert all(len(candidates) == rows[0].count("model") for candidates in probed)
+    assert "all as recorded" in run("--repeat", str(file))[1]
 
 
 def test_a_random_seed_is_printed(run, checkpoint):
@@ -164,6 +181,11 @@ def test_every_setting_has_a_flag():
         ("top_p is 5.0", ["--sweep", "top-p", "0.5", "5"]),
         ("values are [3]", ["--sweep", "top-k", "3"]),
         ("sweep is given", ["--sweep", "top-k", "3", "5", "--samples", "2"]),
+        ("forced_tokens is '5'", ["--forced-token", "5"]),
+        ("forced_tokens holds id 300", ["--forced-token", "0-300"]),
+        ("forced_token is given", ["--forced-token", "1-5", "--sweep", "top-k", "3", "5"]),
+        ("why_not is ' '", ["--why-not", " "]),
+        ("why_not is given", ["--why-not", "a", "--sweep", "top-k", "3", "5"]),
         ("prompt is empty", ["--prompt", " "]),
         ("prompt has ", ["--prompt", "fox " * 400]),
     ],

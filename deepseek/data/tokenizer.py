@@ -1,6 +1,7 @@
 """Text to token ids and back: prompts, documents, exact incremental decoding, and a tokenizer trained on sources."""
 
 import re
+import unicodedata
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -12,6 +13,7 @@ from deepseek.data.text_lines import DEFAULT_OPTIONS
 
 # Longer ones are cut to learn from: DNA without spaces is one word, and learning takes time squared in a word's length.
 LONG_WORD = re.compile(r"(\S{32}|\s{32})")
+SIGNS = {"\n": "↵", "\t": "⇥"}
 REPLACEMENT_CHARACTER = "\ufffd"  # what a decoder shows for bytes that are not, or not yet, a character
 
 
@@ -104,6 +106,21 @@ def token_texts(tokenizer, ids) -> list[str]:
     if texts:
         texts[-1] += detokenizer.flush()
     return texts
+
+
+def show_invisible(text: str) -> str:
+    """A token's text with spaces, line ends, control and invisible characters replaced by visible signs."""
+
+    def visible(character: str) -> str:
+        if character in SIGNS:
+            return SIGNS[character]
+        if ord(character) < 32:
+            return chr(0x2400 + ord(character))
+        hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+        return f"U+{ord(character):04X}" if hidden else character
+
+    text = "".join(map(visible, text))
+    return "·" + text[1:] if text.startswith(" ") else text or "…"
 
 
 def train_tokenizer(

@@ -8,18 +8,21 @@ from inspect import Parameter, Signature
 import gradio as gr
 
 from deepseek.data.chat import check_messages, conversation
+from deepseek.inference.forced_tokens import parse_forced_tokens
 from deepseek.inference.sampling import SamplingParams
 from deepseek.inference.sweep import sweep_params, token_tree
 from deepseek.inference.text_stats import sample_stats
+from deepseek.inference.why_not import first_tokens
 from deepseek.interpret import importance
 from deepseek.interpret.interventions import intervened, parse_interventions
 from deepseek.interpret.model_parts import decoder_layers
-from deepseek.settings.aliases import rename
+from deepseek.settings.aliases import ALIASES, rename
 from deepseek.training import runs
 from deepseek.training.config import TrainConfig
 from deepseek.ui.components.comparison import changed_settings
 from deepseek.ui.components.expert_sections import SECTIONS
 from deepseek.ui.components.json_answers import (
+    generation_json,
     importance_json,
     routing_difference,
     steering_json,
@@ -73,14 +76,18 @@ def build(checkpoint: str) -> None:
         is continued there too. In its place `messages` may hold a conversation: [{"role": "system", "user" or "assistant",
         "content": text}]. Streams {"text", "tokens", "seconds", "seed", "finish_reason"} as the text grows; finish_reason is
         null until the end, then "stop", "length", "context" or "time". The last one has "prompt", the text that the model got,
-        and "ids", of prompt and output; with traces=True also "traces": what happened at each token. The settings are those of
-        SamplingParams; seed -1 is a random one. Interventions switch experts off, force, promote or suppress them, {"expert":
+        and "ids", of prompt and output; with traces=True also "traces": what happened at each token; with a word in why_not
+        also "why_not": for each token of the output, what became of the word's first token in its place, [{"id", "text",
+        "removed_by" (a sampler, or null), "steps": [{"after" ("model" or a sampler), "rank", "probability"}], "sentence"}] for
+        the word after a space, as written, or both. Forced tokens, texts such as "4-123", put the token of id 123 at position
+        4 of the output, from 0, and so branch off there. The settings are those of SamplingParams; seed -1 is a random one.
+        Interventions switch experts off, force, promote or suppress them, {"expert":
         3, "action": "off", "force", "promote" or "suppress", "layer": 2, "strength": 0.5}, without a layer in all layers; also
         as texts, "promote 3@2 0.5".
         """
         settings = dict(zip(arguments, values))
-        names = "prompt", "traces", "interventions", "messages", "chat"
-        prompt, traces, interventions, messages, chat = (settings.pop(name) for name in names)
+        names = "prompt", "traces", "interventions", "messages", "chat", "why_not", "forced_tokens"
+        prompt, traces, interventions, messages, chat, word, forced_tokens = (settings.pop(name) for name in names)
         if settings["seed"] in (-1, None):
             settings["seed"] = random.randrange(2**31)
         with user_errors():
@@ -91,22 +98,14 @@ def build(checkpoint: str) -> None:
                 raise ValueError("prompt and messages are both given; it must be one of them.")
             request = check_messages(messages) if messages else prompt
             params, interventions = SamplingParams(**settings), parse_interventions(interventions)
+            forced_tokens = parse_forced_tokens(forced_tokens)
         model, tokenizer = model_registry.get_model(checkpoint)
         request = conversation(tokenizer, prompt) if chat and not messages else request
-        for generation in generate_text(model, tokenizer, request, params, interventions=interventions):
-            answer = {
-                "text": generation.output,
-                "tokens": len(generation.tokens),
-                "seconds": round(generation.seconds, 3),
-                "seed": params.seed,
-                "finish_reason": generation.finish_reason,
-            }
-            if generation.finish_reason:
-                answer["prompt"] = generation.prompt
-                answer["ids"] = list(generation.ids)
-            if traces and generation.finish_reason:
-                answer["traces"] = [token.as_dict() for token in generation.tokens]
-            yield answer
+        with user_errors():
+            ids = [] if word == "" else first_tokens(word, tokenizer)
+        options = dict(interventions=interventions, probe=ids)
+        for generation in generate_text(model, tokenizer, request, params, forced_tokens, **options):
+            yield generation_json(generation, traces, ids)
 
     arguments = {
         "prompt": (str, ""),
@@ -115,6 +114,8 @@ def build(checkpoint: str) -> None:
         "interventions": (list, []),
         "messages": (list, []),
         "chat": (bool, True),
+        "why_not": (str, ""),
+        "forced_tokens": (list, []),
     }
     set_arguments(generate, arguments)
 
@@ -227,6 +228,7 @@ def build(checkpoint: str) -> None:
         """
         with user_errors():
             require("seed", seed, int, "a whole number, the same for all samples")
+            setting = ALIASES.get(setting, setting) if isinstance(setting, str) else setting
             batch = sweep_params(side_params("settings", settings, seed), setting, values)
         *_, generations = generate_batch(*model_registry.get_model(checkpoint), prompt, batch)
         samples = [

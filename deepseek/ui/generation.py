@@ -155,11 +155,12 @@ def generate_batch(
     branches=None,
     interventions=(),
     is_over: Callable[[], bool] = lambda: False,
+    probe: Iterable[int] = (),
 ):
     """Yields the growing Generations of a prompt, text or the messages of a chat, one for each of the settings in `batch`: at
     their first token, then at most every REDRAW_S seconds, and at their end.
 
-    They end early once `is_over()`. Raises gr.Error.
+    They end early once `is_over()`; `probe` are ids to record at every token, as `stream` has them. Raises gr.Error.
     """
     if not isinstance(prompt, str) and not is_chat(prompt):
         raise user_error(ValueError(f"prompt is {prompt!r:.60}; it must be text."))
@@ -178,7 +179,7 @@ def generate_batch(
         generation.checkpoint, generation.prompt_ids = model.name_or_path, prompt_ids
         generation.lines.append(head)
     forced_tokens = generations[0].forced_tokens
-    steps = model_registry.stream_batch(model, tokenizer, prompt_ids, seeded, forced_tokens, interventions)
+    steps = model_registry.stream_batch(model, tokenizer, prompt_ids, seeded, forced_tokens, interventions, probe)
     with user_errors(), closing(steps):
         for tokens in steps:
             seconds = time.monotonic() - start

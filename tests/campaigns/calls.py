@@ -67,7 +67,8 @@ INTERVENTIONS = (
 ARGUMENTS = {
     "generate": {"prompt": PROMPT, **{field.name: SETTINGS[field.name] for field in fields(SamplingParams)}, "traces": BOOL,
                  "interventions": INTERVENTIONS, "messages": ([[]], [5, "x", [5], {"a": 1}, [{"role": "me", "content": "a"}]]),
-                 "chat": BOOL},
+                 "chat": BOOL, "why_not": (["", "fox", " the", "\ud800"], [" ", "x" * 101, None, [], *NO_TEXT]),
+                 "forced_tokens": ([[], ["0-5"], ["1-7", "99-1"]], [5, "0-5", ["x"], [5], ["0-99999"], {"0": 5}, None])},
     "trace": {"text": PROMPT, "attention_layer": ([-1, 0, 3, 2.0], [*NUMBERS, 99, -2, 0.5]),
               "other": (["", "a b"], NO_TEXT), "losses": OFF, "ids": ([[]], [[-1], [10**6], [[1]], 5, "x", [0.5]]),
               "walk": ([-1, 0, 1.0], [*NUMBERS, 10**6, -2, 0.5]), "interventions": INTERVENTIONS, "importances": OFF},

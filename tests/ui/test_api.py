@@ -64,10 +64,20 @@ def test_only_what_is_continued_is_required(client):
     assert set(SamplingParams.__dataclass_fields__) <= names
 
 
-def test_traces_come_along_when_asked_for(client):
-    answer = client.predict("Once", max_new_tokens=5, seed=0, traces=True, api_name="/generate")
+def test_traces_and_what_became_of_a_word_come_along_when_asked_for(client):
+    options = dict(max_new_tokens=5, seed=0, top_k=3, api_name="/generate")
+    answer = client.predict("Once", traces=True, why_not="purple", **options)
     assert [token["text"] for token in answer["traces"]] and len(answer["traces"]) == 5
     assert answer["traces"][0]["stages"] and answer["traces"][0]["candidates"]
+    assert [len(answers) for answers in answer["why_not"]] == [1] * 5
+    for (word,) in answer["why_not"]:
+        assert word["removed_by"] == "top-k" and [step["after"] for step in word["steps"]] == ["model", "top-k"]
+        assert word["steps"][0]["rank"] > 3 and word["steps"][0]["probability"] > 0 == word["steps"][1]["rank"]
+    other = answer["traces"][2]["candidates"][-1]["id"]
+    branch = client.predict("Once", forced_tokens=[f"2-{other}"], why_not="purple", **options)
+    assert branch["ids"][-5:-3] == answer["ids"][-5:-3] and branch["ids"][-3] == other != answer["ids"][-3]
+    assert len(branch["why_not"]) == 5
+    assert not {"traces", "why_not"} & client.predict("Once", **options).keys()
 
 
 def test_trace_is_that_of_the_model(client, demo):
@@ -241,6 +251,10 @@ def test_generate_under_interventions(client):
         (dict(prompt="x", order="sideways"), "order"),
         (dict(prompt="x", stop=[""]), "stop"),
         (dict(prompt="x", seed=-7), "seed"),
+        (dict(prompt="x", why_not="  "), "why_not"),
+        (dict(prompt="x", why_not=5), "why_not"),
+        (dict(prompt="x", forced_tokens=["1"]), "forced_tokens"),
+        (dict(prompt="x", forced_tokens=["0-8192"]), "forced_tokens"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(client, arguments, field):
@@ -312,6 +326,8 @@ def test_compare_finds_where_two_settings_part(client):
 
 def test_sweep_samples_every_value_and_says_where_the_texts_part(client, demo):
     settings = {"max_new_tokens": 8, "top_k": 40}
+    short = client.predict("Once", "temp", [0, 1, 2], {"max_new_tokens": 1}, api_name="/sweep")
+    assert short["setting"] == "temperature" and [sample["value"] for sample in short["samples"]] == [0, 1, 2]
     answer = client.predict("Once upon a time", "seed", [3, 4, 5], settings, api_name="/sweep")
     assert [sample["value"] for sample in answer["samples"]] == [3, 4, 5] and answer["setting"] == "seed"
     for sample in answer["samples"]:

@@ -1,15 +1,36 @@
-"""What the endpoints answer with: traces, importance, steering and prefix trees as JSON."""
+"""What the endpoints answer with: generations, traces, importance, steering and prefix trees as JSON."""
 
 from dataclasses import asdict
 from statistics import fmean
 
 from deepseek.inference.sweep import SharedTokens
+from deepseek.inference.why_not import why_not
 from deepseek.interpret import importance, routing_stats, steering
 from deepseek.interpret.trace import Routing, Trace
 from deepseek.model import load_balancing
 from deepseek.ui.components.found_experts import find_experts
 from deepseek.ui.components.traces import knocked_out, within_deadline
 from deepseek.ui.errors import user_errors
+from deepseek.ui.generation import Generation
+
+
+def generation_json(generation: Generation, traces: bool, probed: list[int]) -> dict:
+    """A Generation as JSON; once it has ended also with prompt, ids, `traces` and what became of the `probed` ids."""
+    answer = {
+        "text": generation.output,
+        "tokens": len(generation.tokens),
+        "seconds": round(generation.seconds, 3),
+        "seed": generation.params.seed,
+        "finish_reason": generation.finish_reason,
+    }
+    if generation.finish_reason:
+        answer |= {"prompt": generation.prompt, "ids": list(generation.ids)}
+        if traces:
+            answer["traces"] = [token.as_dict() for token in generation.tokens]
+        if probed:
+            tokens, forced = enumerate(generation.tokens), generation.forced_tokens
+            answer["why_not"] = [why_not(token, probed, index in forced) for index, token in tokens]
+    return answer
 
 
 def trace_json(trace: Trace) -> dict:

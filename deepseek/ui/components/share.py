@@ -12,6 +12,7 @@ import gradio as gr
 
 from deepseek.data.chat import check_messages
 from deepseek.inference import generation_record
+from deepseek.inference.forced_tokens import parse_forced_tokens
 from deepseek.inference.sampling import SamplingParams
 from deepseek.interpret.interventions import Intervention, parse_interventions
 from deepseek.settings.aliases import ALIASES, DYNATEMP_RANGE, rename
@@ -84,15 +85,14 @@ def from_query(query, vocab_size: float) -> tuple[str, SamplingParams, dict[int,
         if name not in names and (meant := get_close_matches(name, names, 1, 0.8)):
             raise ValueError(f"{name[:40]!r} is no name of a setting; it must be {meant[0]}.")
     texts = rename({name: query.getlist(name) for name in query if name != DYNATEMP_RANGE})
-    settings, forced_tokens = {}, {}
+    settings = {}
     for name, field in FIELDS.items():
         if name in texts:
             values = [from_text(field, text) for text in texts[name]]
             settings[name] = tuple(value for value in values if value) if holds_several(field) else values[-1]
     if DYNATEMP_RANGE in query:
         settings[DYNATEMP_RANGE] = from_text(FIELDS["temperature"], query[DYNATEMP_RANGE])
-    for pair in texts.get("forced_tokens", []):
-        forced_tokens |= _parse_pairs("forced_tokens", [pair], vocab_size)
+    forced_tokens = parse_forced_tokens(texts.get("forced_tokens", []), vocab_size)
     return query.get("prompt", ""), SamplingParams(**rename(settings)), forced_tokens
 
 
@@ -100,7 +100,8 @@ def branches_from_query(query, vocab_size: float) -> dict:
     """The branches of a link, not sampled yet. Raises ValueError."""
     branches = {}
     for name in query.getlist("branches"):
-        add_branch(branches, tuple(sorted(_parse_pairs("branches", name.split("."), vocab_size).items())))
+        forced_tokens = parse_forced_tokens(name.split("."), vocab_size, "branches")
+        add_branch(branches, tuple(sorted(forced_tokens.items())))
         if len(branches) > MAX_BRANCHES:
             raise ValueError(f"branches are over {MAX_BRANCHES}; there must be at most {MAX_BRANCHES}.")
     return branches
@@ -119,16 +120,6 @@ def messages_from_query(query) -> list[dict]:
         return check_messages(json.loads(query["messages"]))
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"messages are {query['messages']!r:.60}; they must be JSON.") from error
-
-
-def _parse_pairs(name: str, pairs: list[str], vocab_size: float) -> dict[int, int]:
-    """{position: token's id} of texts "position-id". Raises ValueError."""
-    for pair in pairs:
-        position, _, token = pair.partition("-")
-        if not (position.isdecimal() and token.isdecimal() and int(token) < vocab_size):
-            rule = f"it must be a position, a dash and a token's id below {vocab_size}"
-            raise ValueError(f"{name} is {pair!r:.40}; {rule}.")
-    return {int(position): int(token) for position, _, token in (pair.partition("-") for pair in pairs)}
 
 
 def query_of(generation, current: str) -> str:

@@ -4,19 +4,19 @@
 """
 
 import html
-import unicodedata
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from deepseek.data.tokenizer import show_invisible
+
 # Okabe and Ito's colour-blind safe palette, with grey for black. One colour per expert in every figure.
 EXPERT_COLOURS = ["#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#A6A6A6"]
 SEQUENTIAL = [[0, "rgba(41,140,230,0.05)"], [0.25, "rgba(41,140,230,0.5)"], [1, "rgb(41,140,230)"]]
 TEXT = "#7b8494"  # readable on dark and light; the style sheet replaces it with the theme's colour
 MAX_LABELS = 48  # more token labels overlap
-SIGNS = {"\n": "↵", "\t": "⇥"}
 MAX_LABEL_CHARACTERS = 16
 
 
@@ -33,21 +33,6 @@ def fade(colour: str, opacity: float) -> str:
 def plotly_script() -> str:
     """plotly's own script, for a page that draws figures without the network."""
     return get_plotlyjs()
-
-
-def show_invisible(text: str) -> str:
-    """A token's text with spaces, line ends, control and invisible characters replaced by visible signs."""
-
-    def visible(character: str) -> str:
-        if character in SIGNS:
-            return SIGNS[character]
-        if ord(character) < 32:
-            return chr(0x2400 + ord(character))
-        hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-        return f"U+{ord(character):04X}" if hidden else character
-
-    text = "".join(map(visible, text))
-    return "·" + text[1:] if text.startswith(" ") else text or "…"
 
 
 def label(text: str) -> str:
