@@ -8,7 +8,7 @@ from deepseek.ui.errors import user_errors
 
 PRESETS = {
     "neutral": {},
-    # Of the settings whose samples repeat themselves no more than real stories do, the one with the likeliest: docs/log.md.
+    # Of the settings whose samples repeat no more and vary no less than real stories, the one with the likeliest: docs/log.md.
     "stories": dict(temperature=0.7, top_p=0.9, top_k=40, repetition_penalty=1.1),
     # p-e-w's settings of XTC: more varied than real stories are, and still likelier under the model: docs/log.md.
     "creative": dict(temperature=1.0, min_p=0.02, xtc_probability=0.5, xtc_threshold=0.1),
