@@ -63,7 +63,11 @@ class _Handler(BaseHTTPRequestHandler):
                 {"rfilename": entry["path"], "size": entry["size"]}
                 for entry in self.tree(folder, "", {"recursive": ["true"]})
             ]
-            self.send_json({"id": name, "sha": commit, "private": False, "tags": [], "siblings": siblings})
+            about = {"id": name, "sha": commit, "private": False, "tags": [], "siblings": siblings}
+            if (folder / "config.json").is_file():  # the Hub shows some of its fields
+                config = json.loads((folder / "config.json").read_text())
+                about["config"] = {key: config[key] for key in ("model_type", "quantization_config") if key in config}
+            self.send_json(about)
 
     do_HEAD = do_POST = do_GET
 

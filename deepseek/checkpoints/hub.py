@@ -20,7 +20,7 @@ from huggingface_hub import HfApi, constants, errors, hf_hub_download, snapshot_
 from huggingface_hub.utils import tqdm
 
 from deepseek.checkpoints.memory import check_memory, loading_bytes
-from deepseek.checkpoints.validation import FolderError, check_weights, first_sentence
+from deepseek.checkpoints.validation import FolderError, check_quantization, check_weights, first_sentence
 
 HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?"
 HUB_FILES = ["*.json", "model*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
@@ -67,6 +67,7 @@ def download(
         info = api.model_info(repo, revision=revision, files_metadata=True, timeout=TIMEOUT_S)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings}
         check_weights(sizes)
+        check_quantization(info.config or {})
         files = api.get_safetensors_metadata(repo, revision=revision).files_metadata.values()
         model_bytes = sum(count for file in files for count in file.parameter_count.values()) * itemsize
         stored_bytes = sum(size for name, size in sizes.items() if fnmatch(name, "model*.safetensors"))

@@ -16,6 +16,7 @@ MAX_JSON_BYTES = 2**26  # of any other .json or .jinja file; the largest tokeniz
 MAX_HEADER_BYTES = 2**24  # of a .safetensors file; safetensors itself reads up to 100 MB
 MAX_PATTERN_CHARACTERS = 10_000  # of a tokenizer's regular expression
 CLASS_NAMES = re.compile(r"\b\w+(?:Error|Exception): |<class '(?:\w+\.)*(\w+)'>")
+DEQUANTIZED = ("fp8", "mxfp4")  # formats that transformers converts where no GPU computes in them
 GROUP = re.compile(r"\(((?:[^()\\]|\\.)*)\)([+*{]?)")  # an innermost group and its quantifier
 
 
@@ -40,6 +41,16 @@ def check_weights(names) -> None:
     other = next((name for name in sorted(names) if Path(name).suffix in OTHER_WEIGHTS), None)
     its_own = f"; its weights are in {other!r:.60}, a format that is not opened" if other else ""
     raise FolderError(f"has no model*.safetensors file{its_own}.")
+
+
+def check_quantization(config: dict) -> str | None:
+    """The format that a config.json names for quantized weights, None for none. Raises FolderError for one that is not read."""
+    quantization = config.get("quantization_config") or {}
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    if method not in (None, *DEQUANTIZED):
+        rule = "its weights must be fp32, bf16, fp16, fp8 or mxfp4; open the checkpoint that it was made from"
+        raise FolderError(f"is quantized by {method!r:.40}; {rule}.")
+    return method
 
 
 def validate_folder(folder: Path) -> None:

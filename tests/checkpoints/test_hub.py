@@ -1,5 +1,6 @@
 """Ids, refusals and downloads, against a Hub of our own."""
 
+import json
 import math
 import os
 
@@ -65,6 +66,13 @@ def test_what_cannot_be_opened_is_refused_before_any_download(local_hub, monkeyp
     assert "GiB of memory; 0.0 GiB are free" in refusal()
     monkeypatch.setattr(memory, "free_memory", lambda: 2**40)
     assert "GiB are allowed here" in refusal(max_bytes=1000)
+    config = local_hub.root / "models" / MODEL / "config.json"
+    before = config.read_text()
+    config.write_text(json.dumps(json.loads(before) | dict(quantization_config=dict(quant_method="awq", bits=4))))
+    assert refusal() == (
+        "is quantized by 'awq'; its weights must be fp32, bf16, fp16, fp8 or mxfp4; open the checkpoint that it was made from."
+    )
+    config.write_text(before)
     weights = local_hub.root / "models" / MODEL / "model.safetensors"
     weights.rename(weights.with_name("demo.gguf"))
     assert "its weights are in 'demo.gguf', a format that is not opened" in refusal()

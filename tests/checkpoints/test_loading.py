@@ -96,6 +96,7 @@ def truncate_weights(folder):
 
 
 CANNOT_BE_OPENED, TOO_LARGE = "cannot be opened: ", "parameters where its config.json describes"
+GPTQ = "is quantized by 'gptq'; its weights must be fp32, bf16, fp16, fp8 or mxfp4; open the checkpoint that it was made from."
 DAMAGE = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
     "garbage config": (lambda folder: (folder / "config.json").write_text("{nope"), "config.json that is not JSON"),
@@ -128,11 +129,8 @@ DAMAGE = {
         edit("config.json", model_type="vit"),
         "is a model of type 'vit'; it must be one that continues",
     ),
-    "GPTQ": (edit("config.json", quantization_config=dict(quant_method="gptq", bits=4)), "is quantized by 'gptq'"),
-    "AWQ": (
-        edit("config.json", quantization_config=dict(quant_method="awq", bits=4)),
-        "is quantized by 'awq', a format without a decoder here; open the model that it was made from, with weights in ",
-    ),
+    "GPTQ": (edit("config.json", quantization_config=dict(quant_method="gptq", bits=4)), GPTQ),
+    "AWQ": (edit("config.json", quantization_config=dict(quant_method="awq", bits=4)), GPTQ.replace("gptq", "awq")),
     "no folder": (shutil.rmtree, "is neither a folder nor a Hub id"),
 }
 
