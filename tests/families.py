@@ -54,7 +54,7 @@ SPECIAL = {
     "inkling2_text": dict(swa_num_attention_heads=4, swa_num_key_value_heads=2, swa_head_dim=8, d_rel=4, rel_extent=32),
     "zaya": dict(num_experts_per_tok=1),
     "dbrx": dict(
-        d_model=32, n_heads=4, n_layers=LAYERS, max_seq_len=256, attn_config=dict(kv_n_heads=2, clip_qkv=8.0),
+        d_model=32, n_heads=4, n_layers=LAYERS, max_seq_len=256, attn_config=dict(kv_n_heads=2, clip_qkv=8.0, rope_theta=1e4),
         ffn_config=dict(ffn_hidden_size=24, moe_num_experts=EXPERTS, moe_top_k=TOP_K, hidden_size=32),
     ),
     "granitemoehybrid": dict(layer_types=["mamba", "attention"] * 2, mamba_expand=2),
@@ -73,7 +73,7 @@ def mixtures() -> list[str]:
     for name in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
         config_class = CONFIG_MAPPING[name]
         source = inspect.getsource(inspect.getmodule(MODEL_FOR_CAUSAL_LM_MAPPING[config_class]))
-        if re.search(r"\bexperts\b", source) and not config_class.sub_configs:
+        if re.search(r"\bexperts\b", source) and "text_config" not in config_class.sub_configs:
             found.append(name)
     return found
 
