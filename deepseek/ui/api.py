@@ -2,12 +2,11 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import fields
-from inspect import Parameter, Signature
 
 import gradio as gr
 
-from deepseek.data.chat import check_messages, conversation
+from deepseek.data.chat import check_messages
+from deepseek.data.tokenizer import encode_prompt
 from deepseek.inference.forced_tokens import parse_forced_tokens
 from deepseek.inference.sampling import SamplingParams
 from deepseek.inference.sweep import sweep_params, token_tree
@@ -16,7 +15,8 @@ from deepseek.inference.why_not import first_tokens
 from deepseek.interpret import importance
 from deepseek.interpret.interventions import intervened, parse_interventions
 from deepseek.interpret.model_parts import decoder_layers
-from deepseek.settings.aliases import ALIASES, rename
+from deepseek.interpret.trace import context_length
+from deepseek.settings.aliases import ALIASES
 from deepseek.training import runs
 from deepseek.training.config import TrainConfig
 from deepseek.ui.components.comparison import changed_settings
@@ -39,33 +39,12 @@ from deepseek.ui.errors import user_errors
 from deepseek.ui.generation import GENERATION_QUEUE, MODEL_QUEUE, first_difference, generate_batch, interleave
 from deepseek.ui.generation import generate as generate_text
 from deepseek.ui.server import access_control, model_registry
+from deepseek.ui.server.api_arguments import requested, require, set_arguments, setting_arguments, side_params
 from deepseek.ui.tabs import train
 
 # Settings of /train_start, in the order of its positional arguments.
 TRAIN_SETTINGS = ("name", "preset", "init_from", "data", "max_steps", "batch_size", "max_seq_len", "lr", "balance_weight",
                   "save_every", "seed")  # fmt: skip
-
-
-def setting_arguments(settings_class, names=None, **defaults) -> dict[str, tuple]:
-    """{name: (type, default)} of every field of a dataclass of settings, or of those in `names`."""
-    types, neutral = {f.name: f.type for f in fields(settings_class)}, settings_class()
-    return {name: (types[name], defaults.get(name, getattr(neutral, name))) for name in names or types}
-
-
-def set_arguments(function, arguments: dict[str, tuple]) -> None:
-    """Has gr.api read arguments {name: (type, default)} from a `function(*values)`, which is annotated with its result."""
-    parameters = [
-        Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, annotation=type, default=default)
-        for name, (type, default) in arguments.items()
-    ]
-    function.__signature__ = Signature(parameters, return_annotation=function.__annotations__["return"])
-    function.__annotations__ |= {name: type for name, (type, _) in arguments.items()}
-
-
-def require(name: str, value, type: type, rule: str) -> None:
-    """Raises ValueError for a value of another type."""
-    if not isinstance(value, type):
-        raise ValueError(f"{name} is {value!r:.60}; it must be {rule}.")
 
 
 def build(checkpoint: str) -> None:
@@ -90,18 +69,12 @@ def build(checkpoint: str) -> None:
         prompt, traces, interventions, messages, chat, word, forced_tokens = (settings.pop(name) for name in names)
         if settings["seed"] in (-1, None):
             settings["seed"] = random.randrange(2**31)
+        model, tokenizer = model_registry.get_model(checkpoint)
         with user_errors():
             require("traces", traces, bool, "true or false")
-            require("chat", chat, bool, "true or false")
-            require("prompt", prompt, str, "text")
-            if prompt and messages:
-                raise ValueError("prompt and messages are both given; it must be one of them.")
-            request = check_messages(messages) if messages else prompt
+            request = requested(tokenizer, prompt, messages, chat)
             params, interventions = SamplingParams(**settings), parse_interventions(interventions)
             forced_tokens = parse_forced_tokens(forced_tokens)
-        model, tokenizer = model_registry.get_model(checkpoint)
-        request = conversation(tokenizer, prompt) if chat and not messages else request
-        with user_errors():
             ids = [] if word == "" else first_tokens(word, tokenizer)
         options = dict(interventions=interventions, probe=ids)
         for generation in generate_text(model, tokenizer, request, params, forced_tokens, **options):
@@ -128,20 +101,21 @@ def build(checkpoint: str) -> None:
         walk: int = -1,
         interventions: list = [],  # noqa: B006
         importances: bool = False,
+        messages: list = [],  # noqa: B006
     ) -> dict:
-        """What the model does with a text, or with token ids in its place, such as /generate's: {"ids", "tokens",
-        "probabilities", "routing": [{"layer", "indices", "weights", "load", "max_violation", "kl", "vocabulary_specialization"
-        (per expert: [token, times routed to it, times in the text]), "co_activation" (experts x experts, 1 is independence)}],
-        "transitions": [[index into routing, expert, expert of the next layer, tokens]], "lens": {"choices", "texts",
-        "probabilities", "first_match_layer"} (layers + 1 x tokens), "cache": {"bytes", "uncompressed", "raw_norms",
-        "kept_norms"} (layers with latents x tokens, or null)}. With attention_layer from 0 on also "attention" (heads x tokens
-        x tokens); with another text "compared": {"divergence" (bits, per layer), "mean", "permutation_baseline"}; with losses
-        "loss_change" (layers of experts): nats per token by which the loss on the text grows with that expert off; with walk,
-        a token's position from 0, also "walk": that token's way through the whole model, as `Trace.walk` of the package
-        documents it. Interventions are those of /generate. With importances also "importance": {"knock_outs": [{"layer",
+        """What the model does with a text, with token ids such as /generate's, or with the messages of a chat up to where the
+        answer begins: {"ids", "tokens", "probabilities", "routing": [{"layer", "indices", "weights", "load", "max_violation",
+        "kl", "vocabulary_specialization" (per expert: [token, times routed to it, times in the text]), "co_activation" (experts x
+        experts, 1 is independence)}], "transitions": [[index into routing, expert, expert of the next layer, tokens]], "lens":
+        {"choices", "texts", "probabilities", "first_match_layer"} (layers + 1 x tokens), "cache": {"bytes", "uncompressed",
+        "raw_norms", "kept_norms"} (layers with latents x tokens, or null)}. With attention_layer from 0 on also "attention"
+        (heads x tokens x tokens); with another text "compared": {"divergence" (bits, per layer), "mean", "permutation_baseline"};
+        with losses "loss_change" (layers of experts): nats per token by which the loss on the text grows with that expert off;
+        with walk, a token's position from 0, also "walk": that token's way through the whole model, as `Trace.walk` of the
+        package documents it. Interventions are those of /generate. With importances also "importance": {"knock_outs": [{"layer",
         "expert", "num_tokens", "loss_change", "kl", "kl_T" (after each token)}], "top_disabled" and "cumulative": [{"curve",
-        "num_disabled", "loss"}], "runner_ups": [{"layer", "experts" (of each token: its own, the next), "kl_T", "own",
-        "rerouted" (ids of the most likely next tokens), "reach"}]}, as `deepseek.interpret.importance` documents them.
+        "num_disabled", "loss"}], "runner_ups": [{"layer", "experts" (of each token: its own, the next), "kl_T", "own", "rerouted"
+        (ids of the most likely next tokens), "reach"}]}, as `deepseek.interpret.importance` documents them.
         """
         model, tokenizer = model_registry.get_model(checkpoint)
         layers = len(decoder_layers(model))
@@ -153,8 +127,12 @@ def build(checkpoint: str) -> None:
             require("losses", losses, bool, "true or false")
             if not (isinstance(ids, list) and all(type(token) is int for token in ids)):
                 raise ValueError(f"ids are {ids!r:.60}; they must be a list of token ids.")
-            if text and ids:
-                raise ValueError("text and ids are both given; it must be one of them.")
+            given = [name for name, value in (("text", text), ("ids", ids), ("messages", messages)) if value]
+            if len(given) > 1:
+                raise ValueError(f"{' and '.join(given)} are given; it must be one of them.")
+            if messages:
+                chat = check_messages(messages)
+                ids = encode_prompt(tokenizer, chat, context_length(model), min_new_tokens=0, name="messages")
             text = tuple(ids) or text
             require("importances", importances, bool, "true or false")
             changes = parse_interventions(interventions)
@@ -196,45 +174,58 @@ def build(checkpoint: str) -> None:
         """
         return steering_json(*model_registry.get_model(checkpoint), texts_a, texts_b, count, strength)
 
-    def compare_texts(prompt: str, a: dict = {}, b: dict = {}, seed: int = 0) -> dict:  # noqa: B006  (only read)
+    def compare_texts(
+        prompt: str = "",
+        a: dict = {},  # noqa: B006  (only read)
+        b: dict = {},  # noqa: B006
+        seed: int = 0,
+        messages: list = [],  # noqa: B006
+        chat: bool = True,
+    ) -> dict:
         """One prompt and seed under two settings, each the fields of SamplingParams that are not neutral: {"a", "b":
         {"text", "figures"}, "first_difference" (position in the output, from 0, or null), "settings": {name: [a, b]}}.
+        Prompt, messages and chat are those of /generate.
         """
+        opened = model_registry.get_model(checkpoint)
         with user_errors():
             if seed is None:  # a random one for each side
                 raise ValueError("seed is None; it must be a whole number, the same for both sides.")
             sides = side_params("a", a, seed), side_params("b", b, seed)
-        opened = model_registry.get_model(checkpoint)
-        *_, generations = interleave([generate_text(*opened, prompt, params) for params in sides])
+            request = requested(opened[1], prompt, messages, chat)
+        *_, generations = interleave([generate_text(*opened, request, params) for params in sides])
         texts = {
-            name: {"text": generation.text[len(prompt) :], "figures": sample_stats(generation.tokens)}
+            name: {"text": generation.output, "figures": sample_stats(generation.tokens)}
             for name, generation in zip("ab", generations)
         }
         changed = {name: list(values) for name, values in changed_settings(*sides).items()}
         return {**texts, "first_difference": first_difference(*generations), "settings": changed}
 
     def sweep(
-        prompt: str,
+        prompt: str = "",
         setting: str = "temperature",
         values: list = [0.2, 1.6],  # noqa: B006  (only read)
         settings: dict = {},  # noqa: B006
         seed: int = 0,
+        messages: list = [],  # noqa: B006
+        chat: bool = True,
     ) -> dict:
         """One prompt and seed at several values of a setting, decoded as one batch: {"setting", "samples": [{"value", "text",
         "figures"}], "tree"}. Two values are the ends of a range of eight; 3 to 8 are taken as they are. `settings` are the
         other fields of SamplingParams that are not neutral. The tree is {"samples" (their indices), "position" (in the
         output, from 0), "text" (that they share from there on), "children" (by the token that follows)}; with "seed" as the
-        setting it shows where samples of the same settings part.
+        setting it shows where samples of the same settings part. Prompt, messages and chat are those of /generate.
         """
+        opened = model_registry.get_model(checkpoint)
         with user_errors():
             require("seed", seed, int, "a whole number, the same for all samples")
             setting = ALIASES.get(setting, setting) if isinstance(setting, str) else setting
             batch = sweep_params(side_params("settings", settings, seed), setting, values)
-        *_, generations = generate_batch(*model_registry.get_model(checkpoint), prompt, batch)
+            request = requested(opened[1], prompt, messages, chat)
+        *_, generations = generate_batch(*opened, request, batch)
         samples = [
             {
                 "value": getattr(generation.params, setting),
-                "text": generation.text[len(prompt) :],
+                "text": generation.output,
                 "figures": sample_stats(generation.tokens),
             }
             for generation in generations
@@ -265,16 +256,6 @@ def build(checkpoint: str) -> None:
     gr.api(steer, **MODEL_QUEUE)
     for endpoint in (train_start, train_status, train_routing, train_stop):
         gr.api(endpoint)
-
-
-def side_params(name: str, settings, seed: int) -> SamplingParams:
-    """The settings of one side of /compare. Raises ValueError naming the side."""
-    try:
-        if not isinstance(settings, dict) or not rename(settings).keys() <= SamplingParams.__dataclass_fields__.keys():
-            raise ValueError(f"settings are {settings!r:.60}; they must be fields of SamplingParams.")
-        return SamplingParams(**{**rename(settings), "seed": seed})
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
 
 
 def train_status(name: str = "") -> dict:

@@ -4,9 +4,11 @@ import json
 import re
 import urllib.request
 
+import gradio as gr
 import numpy as np
 import pytest
 import torch
+from chatting import CHAT, RENDERED
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from running import ROOT, wait_until
@@ -18,6 +20,7 @@ from deepseek.interpret.interventions import Intervention, intervened
 from deepseek.interpret.specialization import domain_specialization
 from deepseek.interpret.steering import held_out, measure_effect, rate_differences, trace_texts
 from deepseek.training import runs
+from deepseek.ui import api
 from deepseek.ui.components.expert_sections import SECTIONS
 
 
@@ -53,13 +56,35 @@ def test_a_chat_needs_a_chat_template_and_a_prompt_or_messages(client):
     assert raw["prompt"] == "Once"
 
 
-def test_only_what_is_continued_is_required(client):
+def test_chats_are_compared_swept_and_traced_as_they_are_generated(chat_checkpoint):
+    with gr.Blocks() as blocks:
+        api.build(chat_checkpoint)
+    endpoints = {endpoint.api_name: endpoint.fn for endpoint in blocks.fns.values()}
+    opened, settings = load(chat_checkpoint), dict(temperature=0, min_new_tokens=4, max_new_tokens=4)
+    outputs = set()
+    for request, given in (
+        (CHAT, dict(messages=CHAT)),
+        ([{"role": "user", "content": "Who?"}], dict(prompt="Who?")),
+        ("Who?", dict(prompt="Who?", chat=False)),
+    ):
+        output = "".join(token.text for token in stream(*opened, request, SamplingParams(**settings)))
+        assert endpoints["compare"](a=settings, b={}, **given)["a"]["text"] == output
+        swept = endpoints["sweep"](setting="seed", values=[1, 2, 3], settings=settings, **given)
+        assert [sample["text"] for sample in swept["samples"]] == 3 * [output]
+        outputs.add(output)
+    assert len(outputs) == 3
+    assert "".join(endpoints["trace"](messages=CHAT)["tokens"]) == RENDERED
+    with pytest.raises(gr.Error, match="text and messages are given; it must be one of them"):
+        endpoints["trace"](text="Who?", messages=CHAT)
+
+
+def test_every_endpoint_is_offered_with_every_setting(client):
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
     names = {"/generate", "/trace", "/compare", "/sweep", "/specialization", "/steer"}
     training = {f"/train_{name}" for name in ("start", "status", "routing", "stop")}
     assert names | training == set(endpoints)
-    for name, required in (("/generate", 0), ("/trace", 0), ("/compare", 1), ("/sweep", 1), ("/specialization", 0)):
-        assert sum(not parameter["parameter_has_default"] for parameter in endpoints[name]["parameters"]) == required
+    for name in names:  # a prompt may be given as messages
+        assert all(parameter["parameter_has_default"] for parameter in endpoints[name]["parameters"])
     names = {parameter["parameter_name"] for parameter in endpoints["/generate"]["parameters"]}
     assert set(SamplingParams.__dataclass_fields__) <= names
 

@@ -4,17 +4,19 @@ import gradio as gr
 
 from deepseek.data.chat import chat_template, conversation
 from deepseek.ui.errors import user_error
+from deepseek.ui.generation import QUICK_QUEUE
 from deepseek.ui.server import model_registry
 
 
-def build_switch(tokenizer) -> tuple[gr.Row, gr.Checkbox, gr.Textbox]:
-    """Draws the switch and the system prompt, in a row that is hidden unless the tokenizer has a chat template."""
-    with gr.Row(visible=chat_template(tokenizer) is not None, elem_id="chat") as area:
+def build_switch(checkpoint: gr.State, name: str = "chat") -> tuple[gr.Checkbox, gr.Textbox]:
+    """Draws switch and system prompt in a row with the id `name`, shown while the user's `checkpoint` has a chat template."""
+    with gr.Row(**show_switch(checkpoint.value), elem_id=name, elem_classes="chat") as area:
         label = "chat: the prompt is your message, and the model answers it"
-        switch = gr.Checkbox(True, label=label, container=False, min_width=240, elem_id="chat-switch")
+        switch = gr.Checkbox(True, label=label, container=False, min_width=240, elem_id=f"{name}-switch")
         with gr.Column(min_width=240), gr.Accordion("system prompt", open=False):
             system = gr.Textbox(label="system prompt", show_label=False, container=False, lines=1, max_lines=6)
-    return area, switch, system
+    checkpoint.change(lambda path: gr.update(**show_switch(path)), checkpoint, area, **QUICK_QUEUE)
+    return switch, system
 
 
 def build_reply(generation) -> tuple[gr.Row, gr.Textbox, gr.Button]:
@@ -27,10 +29,10 @@ def build_reply(generation) -> tuple[gr.Row, gr.Textbox, gr.Button]:
     return row, box, send
 
 
-def show_switch(checkpoint: str) -> dict:
-    """The update of the switch's row for another checkpoint."""
+def show_switch(checkpoint: str) -> dict[str, bool]:
+    """The switch's `visible` for a checkpoint."""
     _, tokenizer = model_registry.get_model(checkpoint)
-    return gr.update(visible=chat_template(tokenizer) is not None)
+    return dict(visible=chat_template(tokenizer) is not None)
 
 
 def request_of(tokenizer, prompt: str | None, chat: bool, system: str | None) -> str | list[dict]:
@@ -46,9 +48,11 @@ def next_messages(generation, text: str | None) -> list[dict]:
     return [*generation.messages, *turn]
 
 
-def first_prompt(messages: list[dict]) -> str:
-    """The user's first message, which the page's prompt box holds; "" if there is none."""
-    return next((message["content"] for message in messages if message["role"] == "user"), "")
+def user_prompt(generation) -> str:
+    """What a prompt box holds of a generation: its prompt, of a chat the user's first message, "" if there is none."""
+    if not generation.messages:
+        return generation.prompt
+    return next((message["content"] for message in generation.messages if message["role"] == "user"), "")
 
 
 def system_prompt(messages: list[dict]) -> str:

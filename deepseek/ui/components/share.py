@@ -127,7 +127,7 @@ def query_of(generation, current: str) -> str:
     checkpoint = "" if generation.checkpoint == current else generation.checkpoint
     known = [*generation.branches, generation.branch]
     others = [branch for branch in leaves(known) if branch != generation.branch]
-    prompt = chat.first_prompt(generation.messages) if generation.messages else generation.prompt
+    prompt = chat.user_prompt(generation)
     arguments = prompt, generation.params, generation.forced_tokens, checkpoint, others
     return to_query(*arguments, generation.interventions, generation.messages)
 

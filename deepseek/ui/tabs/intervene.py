@@ -4,7 +4,7 @@ import gradio as gr
 
 from deepseek.interpret.importance import ranked_layers
 from deepseek.interpret.moe_layers import why_no_experts
-from deepseek.ui.components import intervention_box, sampler_controls
+from deepseek.ui.components import chat, intervention_box, sampler_controls
 from deepseek.ui.components.intervention_box import expert_choices, layer_choices, read_interventions
 from deepseek.ui.components.side_by_side import side_by_side, two_strips, verdict
 from deepseek.ui.components.view import connect_view
@@ -26,7 +26,7 @@ def build(
 
     A sub-tab is computed when it is first opened, and again for another checkpoint.
     """
-    open_sub_tab = gr.State(SUB_TABS[0])
+    open_sub_tab, first = gr.State(SUB_TABS[0]), generation.value
     gr.Markdown(
         "What is an expert good for? Change what the router does, and see what the model writes and what it loses."
     )
@@ -37,16 +37,17 @@ def build(
                 opened = [tab.select, selected.then]
                 connection = dict(checkpoint=checkpoint, opened=opened, sub_tab=(open_sub_tab, name))
                 if name == "Generate":
-                    seed, settings = _build_samples(model, generation, kept, playground_box, **connection)
+                    chat_inputs, *sampler = _build_samples(model, first, kept, playground_box, **connection)
                 elif name == "Importance":
                     importance.build(model, generation, **connection)
                 else:
-                    steering.build(generation.value.prompt, seed, settings, playground_box, **connection)
+                    steering.build(chat.user_prompt(first), chat_inputs, *sampler, playground_box, **connection)
 
 
-def _build_samples(model, generation: gr.State, kept, playground_box, **connection) -> tuple[gr.Textbox, dict]:
+def _build_samples(model, first, kept, playground_box, **connection) -> tuple[list, gr.Textbox, dict]:
     gr.Markdown("Switch experts off, force, promote or suppress them. What is generated then, from the same seed?")
-    box = gr.Textbox(generation.value.prompt, label="prompt", lines=2, max_lines=6)
+    box = gr.Textbox(chat.user_prompt(first), label="prompt", lines=2, max_lines=6)
+    chat_inputs = chat.build_switch(connection["checkpoint"], "intervene-chat")
     interventions, fitted = intervention_box.build(model, "off 0")
     with gr.Row():
         seed = sampler_controls.seed_box(7, "seed of both", min_width=120)
@@ -61,19 +62,19 @@ def _build_samples(model, generation: gr.State, kept, playground_box, **connecti
         _, settings = sampler_controls.sampler_controls(kept, connection["checkpoint"])
         settings["max_new_tokens"].value = 64
 
-    def redraw(turn, model, tokenizer, prompt, interventions, seed, *rest):
+    def redraw(turn, model, tokenizer, prompt, is_chat, system, interventions, seed, *rest):
         params = sampler_controls.to_params(settings, rest[len(fitted) :], seed, locked=True)
         if not ranked_layers(model):
             yield ["", "", why_no_experts(model)]
             return
-        changes = read_interventions(interventions)
-        for original, changed in side_by_side(model, tokenizer, prompt, params, changes, is_over=turn.is_over):
+        changes, request = read_interventions(interventions), chat.request_of(tokenizer, prompt, is_chat, system)
+        for original, changed in side_by_side(model, tokenizer, request, params, changes, is_over=turn.is_over):
             yield [original.strip, changed.strip, ""]
         yield [original.strip, changed.strip, verdict(original, changed)]
 
     view, _ = connect_view(
         redraw,
-        [box, interventions, seed, *fitted, *settings.values()],
+        [box, *chat_inputs, interventions, seed, *fitted, *settings.values()],
         [*strips, note],
         requested=[generate_button.click, box.submit],
         fitted=fitted,
@@ -85,4 +86,4 @@ def _build_samples(model, generation: gr.State, kept, playground_box, **connecti
     )
     view.stop_on(stop.click)
     use.click(lambda text: text, interventions, playground_box, **QUICK_QUEUE)
-    return seed, settings
+    return chat_inputs, seed, settings

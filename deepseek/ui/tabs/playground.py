@@ -26,8 +26,7 @@ def build(demo, checkpoint: gr.State, kept: gr.BrowserState, first: Generation):
     """
     state, current = gr.State(first, time_to_live=3600), checkpoint.value
     with gr.Row(elem_id="bar"):
-        text = chat.first_prompt(first.messages) or first.prompt
-        prompt = gr.Textbox(text, label="prompt", show_label=False, container=False, lines=1, max_lines=8,
+        prompt = gr.Textbox(chat.user_prompt(first), label="prompt", show_label=False, container=False, lines=1, max_lines=8,
                             scale=6, min_width=240)  # fmt: skip
         go = gr.Button("Generate", variant="primary", min_width=100)
         stop = gr.Button("Stop", min_width=70)
@@ -35,7 +34,7 @@ def build(demo, checkpoint: gr.State, kept: gr.BrowserState, first: Generation):
     with gr.Row(elem_id="examples"):
         for label, texts in EXAMPLES.items():
             gr.Examples([[text] for text in texts], prompt, label=label, cache_examples=False, api_visibility="private")
-    chat_area, *chat_inputs = chat.build_switch(model_registry.get_model(current)[1])
+    chat_inputs = chat.build_switch(checkpoint)
     with gr.Row(elem_id="first-screen"):
         with gr.Column(scale=5, min_width=320):
             gr.Markdown("The model continues your prompt. Click a token to see how it was sampled.")
@@ -96,9 +95,10 @@ def build(demo, checkpoint: gr.State, kept: gr.BrowserState, first: Generation):
         first_update = True
         for generation in generations:
             # The State holds the growing object itself: after a Stop it has what there is, and the token selected meanwhile.
-            changes = fixed_values(generation, **values) if first_update else skip(fixed)
+            is_first = first_update and bool(generation.tokens)
+            changes = fixed_values(generation, **values) if is_first else skip(fixed)
             yield [generation.strip, generation.stats, *changes]
-            first_update = False
+            first_update = first_update and not is_first
 
     def sample(turn, path, request, seed, locked, interventions, *values):
         params = sampler_controls.to_params(controls, values, seed, locked)
@@ -172,7 +172,6 @@ def build(demo, checkpoint: gr.State, kept: gr.BrowserState, first: Generation):
     for event in events:
         view.add(event.then, show_details, [state], details, **QUICK_QUEUE)
 
-    checkpoint.change(chat.show_switch, checkpoint, chat_area, **QUICK_QUEUE)
     seed.input(None, seed, locked, js="seed => seed.trim() !== ''", **QUICK_QUEUE)  # whoever types a seed wants it
 
     @user_errors()

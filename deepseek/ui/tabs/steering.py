@@ -5,7 +5,7 @@ import gradio as gr
 from deepseek.interpret import steering
 from deepseek.interpret.importance import ranked_layers
 from deepseek.interpret.moe_layers import why_no_experts
-from deepseek.ui.components import sampler_controls
+from deepseek.ui.components import chat, sampler_controls
 from deepseek.ui.components.found_experts import Found, find_experts
 from deepseek.ui.components.side_by_side import side_by_side, two_strips, verdict
 from deepseek.ui.components.traces import EXAMPLE_TEXTS
@@ -43,8 +43,8 @@ def measure(model, tokenizer, found: Found, interventions) -> tuple:
     ), f"Held-out loss with steering less without, nats per token: {', '.join(notes)}."
 
 
-def build(prompt: str, seed: gr.Textbox, settings: dict, playground_box: gr.Textbox, **connection) -> None:
-    """Draws the sub-tab; `seed` and sampler `settings` are those of the sub-tab Generate, `connection` is for `connect_view`."""
+def build(prompt: str, chat_inputs, seed, settings: dict, playground_box: gr.Textbox, **connection) -> None:
+    """Draws the sub-tab; chat, seed and `settings` are those of the sub-tab Generate, `connection` is for `connect_view`."""
     gr.Markdown(
         "Which experts tell two kinds of text apart, and what does the model write if you turn them up or down?"
     )
@@ -63,7 +63,7 @@ def build(prompt: str, seed: gr.Textbox, settings: dict, playground_box: gr.Text
         button = gr.Button("Steer", variant="primary", min_width=120)
         stop = gr.Button("Stop", min_width=80)
         reset = gr.Button("Back to the examples", min_width=160)
-    gr.Markdown("Seed and sampler settings are those of Generate.")
+    gr.Markdown("Seed, chat and sampler settings are those of Generate.")
     strips = two_strips("steer")
     note = gr.Markdown(elem_id="steer-note")
     gr.Markdown(
@@ -83,7 +83,7 @@ def build(prompt: str, seed: gr.Textbox, settings: dict, playground_box: gr.Text
         gr.Markdown(HELP)
     state = gr.State(None, time_to_live=3600)
 
-    def redraw(turn, model, tokenizer, found, a, b, strength, count, prompt, seed, *values):
+    def redraw(turn, model, tokenizer, found, a, b, strength, count, prompt, is_chat, system, seed, *values):
         params = sampler_controls.to_params(settings, values, seed, locked=True)
         if not ranked_layers(model):
             yield ["", "", "", why_no_experts(model), None, "", None, "", None]
@@ -95,7 +95,8 @@ def build(prompt: str, seed: gr.Textbox, settings: dict, playground_box: gr.Text
             changes = steering.steering(found.differences, count, strength)
         figures = steering.verdict(found.differences), plots.rate_differences(found.differences)
         rest = [*figures, "", None, "\n".join(map(str, changes)), found]
-        for original, changed in side_by_side(model, tokenizer, prompt, params, changes, is_over=turn.is_over):
+        request = chat.request_of(tokenizer, prompt, is_chat, system)
+        for original, changed in side_by_side(model, tokenizer, request, params, changes, is_over=turn.is_over):
             yield [original.strip, changed.strip, "", *rest]
             rest = [gr.skip()] * 6
         yield [original.strip, changed.strip, verdict(original, changed), *rest]
@@ -105,7 +106,7 @@ def build(prompt: str, seed: gr.Textbox, settings: dict, playground_box: gr.Text
 
     view, _ = connect_view(
         redraw,
-        [state, *boxes, strength, count, box, seed, *settings.values()],
+        [state, *boxes, strength, count, box, *chat_inputs, seed, *settings.values()],
         [*strips, note, summary, rates, effect_note, effect, interventions, state],
         requested=[button.click, box.submit, strength.release],
         is_drawn=False,

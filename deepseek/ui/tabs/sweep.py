@@ -4,7 +4,7 @@ import gradio as gr
 
 from deepseek.inference.sweep import NUM_VALUES, SETTINGS, sweep_params, token_tree
 from deepseek.inference.text_stats import sample_stats
-from deepseek.ui.components import sampler_controls
+from deepseek.ui.components import chat, sampler_controls
 from deepseek.ui.components import token_tree as tree
 from deepseek.ui.components.shared_outputs import SharedOutputs
 from deepseek.ui.components.view import figure, on_pick
@@ -39,8 +39,8 @@ def tree_rows(name: str, values: list, outputs: list) -> list[dict]:
     return [tree.row(0, *parts) for parts in zip(names, outputs, notes)]
 
 
-def build(prompt: gr.Textbox, seed: gr.Textbox, setting_names: list[str], side: list, current: str) -> None:
-    """Draws the section, which samples `prompt` with the checkpoint and settings of `side`."""
+def build(request: list, seed: gr.Textbox, setting_names: list[str], side: list, current: str) -> None:
+    """Draws the section, which samples the `request` (prompt, chat, system prompt) with the checkpoint and settings of `side`."""
     gr.Markdown(
         "### One setting over a range\nThe prompt eight times, in one batch, with the checkpoint and the settings of A but "
         "for one. Choose *seed* to see where samples of the same settings part."
@@ -59,13 +59,14 @@ def build(prompt: gr.Textbox, seed: gr.Textbox, setting_names: list[str], side: 
         with gr.Column(scale=2, min_width=320, visible=False) as chart:
             plot = figure(None, "sweep")
 
-    def run(turn, prompt, seed, name, first, last, path, *settings):
+    def run(turn, prompt, is_chat, system, seed, name, first, last, path, *settings):
         params = sampler_controls.to_params(setting_names, settings, seed, locked=True)
         with user_errors():
             batch = sweep_params(params, name, [first, last])
-            model = model_registry.open_requested(path, current)
+            model, tokenizer = model_registry.open_requested(path, current)
+        prompt = chat.request_of(tokenizer, prompt, is_chat, system)
         values, shown, empty = [getattr(each, name) for each in batch], gr.update(visible=True), None
-        for generations in generate_batch(*model, prompt, batch, is_over=turn.is_over):
+        for generations in generate_batch(model, tokenizer, prompt, batch, is_over=turn.is_over):
             outputs = [generation.tokens for generation in generations]
             yield tree.tree_value(tree_rows(name, values, outputs)), empty, shown
             shown = empty = gr.skip()
@@ -73,6 +74,6 @@ def build(prompt: gr.Textbox, seed: gr.Textbox, setting_names: list[str], side: 
         yield gr.skip(), sweep_stats(name.replace("_", " "), values, stats), gr.skip()
 
     shared = SharedOutputs([texts, plot, chart], **GENERATION_QUEUE)
-    shared.on(go.click, run, [prompt, seed, setting, low, high, *side])
+    shared.on(go.click, run, [*request, seed, setting, low, high, *side])
     shared.stop_on(stop.click)
     on_pick(setting, range_of, [setting], [low, high])

@@ -40,11 +40,10 @@ def test_a_branch_and_a_link_keep_the_messages(opened):
     assert chat.system_prompt(CHAT) == "Be brief." and chat.system_prompt(CHAT[1:]) == ""
 
 
-def test_switched_off_the_prompt_is_text(opened, demo):
+def test_switched_off_the_prompt_is_text(opened, demo, chat_checkpoint):
     _, tokenizer = opened
     assert chat.request_of(tokenizer, "Who?", False, "Be brief.") == "Who?"
     assert chat.request_of(demo[1], "Who?", True, "Be brief.") == "Who?"
     *_, raw = generate(*opened, "Who?", PARAMS)
     assert raw.prompt == "Who?" and raw.messages == [] and "messages" not in QueryParams(share.query_of(raw, ""))
-    with gr.Blocks():
-        assert [chat.build_switch(each)[0].visible for each in (demo[1], tokenizer)] == [False, True]
+    assert [chat.show_switch(path)["visible"] for path in ("assets/demo", chat_checkpoint)] == [False, True]
