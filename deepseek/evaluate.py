@@ -10,6 +10,7 @@ from itertools import chain
 import torch
 
 from deepseek.checkpoints.loading import CheckpointError, load
+from deepseek.checkpoints.progress import on_terminal, reported
 from deepseek.data.chat import document_renderer
 from deepseek.data.readers import documents
 from deepseek.data.text_lines import ENCODINGS, DataError, ReadOptions
@@ -18,6 +19,7 @@ from deepseek.inference.stepwise import StepwiseModel
 from deepseek.training.validation import evaluate
 
 
+@reported(on_terminal())
 def main():
     parser = argparse.ArgumentParser(description="Held-out loss of a checkpoint, one line of JSON per source.")
     parser.add_argument("checkpoint", help="folder, run or Hub id")

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from deepseek.checkpoints.loading import CheckpointError, load
+from deepseek.checkpoints.progress import on_terminal, reported
 from deepseek.data.chat import chat_template, conversation, is_chat, rendered
 from deepseek.data.tokenizer import show_invisible
 from deepseek.inference.decode_model import DecodeModel, supports
@@ -178,6 +179,7 @@ def print_replay(model, tokenizer, record: dict) -> None:
     print(f"\n[{num_tokens} tokens, all as recorded]")
 
 
+@reported(on_terminal())
 def main():
     options, params = parse()
     try:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from deepseek.checkpoints.loading import CheckpointError, load
+from deepseek.checkpoints.progress import reported
 from deepseek.data.readers import documents
 from deepseek.data.text_lines import ENCODINGS, DataError, ReadOptions
 from deepseek.interpret.corpus import trace_corpus
@@ -14,6 +15,7 @@ MAX_TOKENS = 4096
 CHARACTERS_PER_TOKEN = 16  # more than any tokenizer's, on average
 
 
+@reported(lambda what, fraction: show(fraction, what))
 def main():
     parser = argparse.ArgumentParser(description="What the experts of a checkpoint do, as one HTML file.")
     parser.add_argument("checkpoint", help="folder or Hub id")

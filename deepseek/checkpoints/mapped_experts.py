@@ -1,7 +1,7 @@
 """Experts that stay in their safetensors files, so that a mixture larger than memory runs.
 
 A token needs only the experts it is routed to. `map_experts` puts in place of each stacked weight of a model's experts a
-`MappedStack`, which reads an expert when the module's own forward indexes it, and an `ExpertCache` keeps those used last
+`MappedStack`, which reads an expert when the module's own forward indexes it, and an `ExpertCache` keeps those used most
 within a limit. An expert that lies in its file as the model wants it is a view of the mapped file: nothing is copied, and all
 processes share its pages. Any other (gate and up apart, transposed, FP8, MXFP4) is converted one at a time, by the converter
 with which transformers would have converted all of them.
@@ -11,13 +11,16 @@ functions are no public interface.
 """
 
 import json
+import math
 import mmap
 import re
 import threading
 import warnings
 import weakref
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from copy import deepcopy
+from functools import partial
+from heapq import heappop, heappush, heapreplace
 from pathlib import Path
 
 import torch
@@ -33,10 +36,12 @@ from transformers.core_model_loading import (
 )
 from transformers.quantizers.auto import AutoHfQuantizer
 
+from deepseek.checkpoints.progress import EXPERTS, report
 from deepseek.checkpoints.validation import FolderError
 from deepseek.model.moe import DeepseekV3Experts
 
 WILLNEED, DONTNEED = getattr(mmap, "MADV_WILLNEED", None), getattr(mmap, "MADV_DONTNEED", None)  # not on Windows
+HALF_LIFE = 32  # passes, in decoding one a token
 DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
@@ -79,11 +84,18 @@ class MappedFile:
 
 
 class ExpertCache:
-    """The experts that were used last, up to `max_bytes`, of all layers together. Thread-safe."""
+    """The experts that are used most, up to `max_bytes`, of all layers together. Thread-safe.
+
+    A use counts half after HALF_LIFE passes: a text turns to other things. Of equally used experts the one that came last goes,
+    so that a text whose passes use all of them finds those of the first layers. tests/measure/expert_cache.py compares it.
+    """
 
     def __init__(self, max_bytes: int):
-        self.max_bytes, self.num_bytes, self.num_reads, self.num_hits = max_bytes, 0, 0, 0
-        self._entries: OrderedDict[tuple, tuple] = OrderedDict()  # (stack, expert) -> (weight, the files' tensors)
+        self.max_bytes, self.num_bytes, self.num_reads, self.num_hits, self.num_passes = max_bytes, 0, 0, 0, 0
+        self._entries: dict[tuple, tuple] = {}  # (stack, expert) -> (weight, the files' tensors)
+        # Base-2 logarithm of an expert's uses, where each counts 2 ** (its pass / HALF_LIFE): so the past stays as it is.
+        self._uses: dict[tuple, float] = {}
+        self._least_used: list[tuple] = []  # heap of (uses at some time, -reads at its own, key) of what is kept
         self._lock = threading.Lock()
 
     def __deepcopy__(self, memo):  # of a model; its copy keeps to the same limit
@@ -96,21 +108,29 @@ class ExpertCache:
         """The weight of an expert; `read()` gives it and the [(file, tensor)] that it is made from."""
         with self._lock:
             self.num_reads += 1
+            now = self.num_passes / HALF_LIFE
+            self._uses[key] = now + math.log2(1 + 2 ** (self._uses.get(key, -math.inf) - now))
             if key in self._entries:
                 self.num_hits += 1
-                self._entries.move_to_end(key)
                 return self._entries[key][0]
         weight, sources = read()
         with self._lock:
+            while self._entries and self.num_bytes + weight.nbytes > self.max_bytes:
+                self._evict()
             if key not in self._entries:
                 self._entries[key] = weight, sources
+                heappush(self._least_used, (self._uses[key], -self.num_reads, key))
                 self.num_bytes += weight.nbytes
-            while self.num_bytes > self.max_bytes and len(self._entries) > 1:
-                _, (oldest, its_sources) = self._entries.popitem(last=False)
-                self.num_bytes -= oldest.nbytes
-                for file, tensor in its_sources:
-                    file.advise(tensor, DONTNEED)
         return weight
+
+    def _evict(self) -> None:
+        """Lets go of the least used expert."""
+        while (entry := self._least_used[0])[0] < self._uses[entry[2]]:  # it was used since
+            heapreplace(self._least_used, (self._uses[entry[2]], *entry[1:]))
+        weight, sources = self._entries.pop(heappop(self._least_used)[2])
+        self.num_bytes -= weight.nbytes
+        for file, tensor in sources:
+            file.advise(tensor, DONTNEED)
 
 
 class MappedStack:
@@ -238,8 +258,16 @@ def map_experts(model: nn.Module, folder: Path, cache: ExpertCache) -> None:
         setattr(module, key, stack)
         model.mapped_experts[name] = stack
         module._is_hf_initialized = True  # or transformers would fill them with random numbers
-        if not module._forward_pre_hooks:
-            module.register_forward_pre_hook(_prefetch)
+    modules = list(dict.fromkeys(name.rpartition(".")[0] for name in stacks))
+    for number, name in enumerate(modules, 1):
+        model.get_submodule(name).register_forward_pre_hook(_prefetch)
+        model.get_submodule(name).register_forward_hook(partial(_end_layer, cache, number / len(modules)))
+
+
+def _end_layer(cache: ExpertCache, fraction: float, _module, _args, _output) -> None:
+    """Tells how far a pass is, which takes as long as the experts of all layers take to be read; counts it at its end."""
+    report(EXPERTS, fraction)
+    cache.num_passes += fraction == 1
 
 
 def _prefetch(module: nn.Module, args: tuple) -> None:

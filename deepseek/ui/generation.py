@@ -5,9 +5,10 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from math import inf
 
+from deepseek.checkpoints.progress import waiting
 from deepseek.data.chat import is_chat, rendered
 from deepseek.data.tokenizer import encode_prompt
 from deepseek.inference.sampling import SamplingParams
@@ -78,6 +79,7 @@ class Generation:
         self.lines: list[str] = []  # of the token strip
         self.seconds = self.time_to_first_token_s = 0.0
         self.timed_out = False
+        self.progress = ""  # until the first token, of a model whose experts are read from their files
         self.checkpoint = ""  # path of the model
 
     def add(self, token: TokenTrace, seconds: float) -> None:
@@ -124,6 +126,8 @@ class Generation:
 
     @property
     def stats(self) -> str:
+        if not self.tokens and self.progress:
+            return f"{self.progress}…"
         parts = [f"{len(self.tokens)} tokens", f"seed {self.params.seed}"]
         decode_s = self.seconds - self.time_to_first_token_s
         if decode_s > 0:
@@ -158,7 +162,7 @@ def generate_batch(
     probe: Iterable[int] = (),
 ):
     """Yields the growing Generations of a prompt, text or the messages of a chat, one for each of the settings in `batch`: at
-    their first token, then at most every REDRAW_S seconds, and at their end.
+    their first token, then at most every REDRAW_S seconds, and at their end; before it where experts are read from their files.
 
     They end early once `is_over()`; `probe` are ids to record at every token, as `stream` has them. Raises gr.Error.
     """
@@ -181,7 +185,14 @@ def generate_batch(
     forced_tokens = generations[0].forced_tokens
     steps = model_registry.stream_batch(model, tokenizer, prompt_ids, seeded, forced_tokens, interventions, probe)
     with user_errors(), closing(steps):
-        for tokens in steps:
+        first = []
+        if getattr(model, "expert_cache", None):  # which takes as long as its files take to be read
+            with closing(waiting(lambda: first.append(next(steps)))) as updates:
+                for progress in updates:
+                    for generation in generations:
+                        generation.progress = progress
+                    yield generations
+        for tokens in chain(first, steps):
             seconds = time.monotonic() - start
             for generation, token in zip(generations, tokens):
                 if token:

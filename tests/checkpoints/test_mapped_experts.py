@@ -93,22 +93,26 @@ def test_an_expert_in_one_piece_is_a_view_of_its_file_and_others_are_copied(tmp_
             assert is_view == (stack.name.rpartition(".")[2] not in copied)
 
 
-def test_the_experts_used_last_are_kept_within_the_limit():
+def test_the_experts_used_most_are_kept_within_the_limit():
     cache, given_back = ExpertCache(100), []
 
     class File:
         def advise(self, tensor, advice):
             given_back.append((tensor, advice))
 
-    def read(expert):
-        return lambda: (torch.zeros(10), [(File(), expert)])  # 40 bytes
+    def use(cache, *experts):
+        for expert in experts:
+            cache.get(("stack", expert), lambda expert=expert: (torch.zeros(10), [(File(), expert)]))  # 40 bytes
+        return [expert for expert in range(4) if ("stack", expert) in cache]
 
-    for expert in (0, 1, 0, 2):
-        cache.get(("stack", expert), read(expert))
-    assert [("stack", expert) in cache for expert in range(3)] == [True, False, True]
+    assert use(cache, 0, 1, 0, 2) == [0, 2]
     assert (cache.num_reads, cache.num_hits, cache.num_bytes) == (4, 1, 80)
     assert given_back == [(1, mmap.MADV_DONTNEED)]
-    ExpertCache(1).get(("stack", 0), read(0))  # the one in use is kept, whatever its size
+    assert use(cache, 1, 3) == [0, 3], "what was used as often goes, and of that the newest"
+    cache.num_passes += 100
+    assert use(cache, 2, 1) == [1, 2], "uses of long ago count little"
+    assert use(ExpertCache(100), *[0, 1, 2] * 5) == [0, 2], "passes over all experts find some of them"
+    assert use(ExpertCache(1), 0, 1) == [1]  # the one in use is kept, whatever its size
 
 
 def test_a_file_is_read_as_safetensors_reads_it(tmp_path):

@@ -1,11 +1,13 @@
 """Generations of the page, on the demo."""
 
 import threading
+import time
 from types import SimpleNamespace
 
 import gradio as gr
 
-from deepseek import SamplingParams, stream
+from deepseek import SamplingParams, load, stream
+from deepseek.checkpoints import progress
 from deepseek.ui import page
 from deepseek.ui.components.traces import as_sampled, trace_text
 from deepseek.ui.generation import generate
@@ -24,6 +26,19 @@ def test_concurrent_generations_equal_their_solo_runs(demo):
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     assert outputs == solo
+
+
+def test_the_first_token_of_a_model_in_its_files_comes_with_progress(checkpoint, monkeypatch):
+    whole, tokenizer = load(checkpoint)
+    size = sum(parameter.nbytes for parameter in whole.parameters())
+    mapped, _ = load(checkpoint, whole.dtype, max_memory=int(1.1 * size))
+    mapped.model.layers[1].register_forward_hook(lambda *_: time.sleep(0.1))  # half of the experts are read
+    monkeypatch.setattr(progress, "UPDATE_S", 0.02)
+    params = SamplingParams(seed=1, max_new_tokens=5)
+    stats = [generation.stats for generation in generate(mapped, tokenizer, "The old man", params)]
+    assert "reading the experts: 50%…" in stats[:-1] and stats[-1].startswith("5 tokens")
+    *_, expected = generate(whole, tokenizer, "The old man", params)
+    assert stats[-1].split(" · ")[-1] == expected.stats.split(" · ")[-1]
 
 
 def test_a_branch_keeps_the_tokens_before_it_and_continues_from_there(demo):

@@ -5,6 +5,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import gradio as gr
+
+from deepseek.checkpoints.progress import reported
 from deepseek.interpret.importance import KnockOut, knock_outs, ranked_layers
 from deepseek.interpret.interventions import intervened
 from deepseek.interpret.routing_stats import MAX_CHARACTERS, LongTrace, trace_long_text
@@ -33,8 +36,12 @@ def as_sampled(text: str, generation: Generation, model) -> str | tuple[int, ...
 
 
 def trace_text(model, tokenizer, text: str | tuple[int, ...], interventions=()) -> Trace:
-    """The trace of a text or of token ids, under interventions. Raises gr.Error."""
-    with _check_text(text):
+    """The trace of a text or of token ids, under interventions. Raises gr.Error.
+
+    The page shows how far it is where a model's experts are read from their files.
+    """
+    progress = gr.Progress()
+    with _check_text(text), reported(lambda what, fraction: progress(fraction, desc=what)):
         if isinstance(text, str) and len(text) > MAX_CHARACTERS:
             raise ValueError(f"text has {len(text):,} characters; it must have at most {MAX_CHARACTERS:,}.")
         if interventions:

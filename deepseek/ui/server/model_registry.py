@@ -17,6 +17,7 @@ from deepseek.checkpoints import hub
 from deepseek.checkpoints.hub import Download
 from deepseek.checkpoints.loading import CheckpointError, checkpoint_errors
 from deepseek.checkpoints.model_cache import ModelCache
+from deepseek.checkpoints.progress import waiting
 from deepseek.checkpoints.saving import best_of, list_checkpoints, offered_checkpoint
 from deepseek.inference import engine
 from deepseek.inference.sampling import SamplingParams
@@ -91,7 +92,8 @@ def opening(path: str, current: str) -> Iterator[str]:
                 if total:
                     yield f"Downloading `{path}`: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB…"
     yield "Opening…"
-    open_model(path, max_bytes)
+    for progress in waiting(lambda: open_model(path, max_bytes)):
+        yield f"Opening… {progress}"
 
 
 def open_requested(path: str, current: str):

@@ -58,7 +58,7 @@ def facts(model) -> list[list[str]]:
         in_memory = (
             f"all but {in_files / 1e9:.1f} B parameters of experts, read from the files when a token is routed to "
         )
-        in_memory += f"them; up to {cache.max_bytes / 2**30:.1f} GiB of those used last are kept"
+        in_memory += f"them; up to {cache.max_bytes / 2**30:.1f} GiB of those used most are kept"
     rows = [
         ["checkpoint", f"{path}, weights {fingerprint(path)[:12]}"],
         ["origin", origin],
