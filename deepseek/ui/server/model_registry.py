@@ -93,7 +93,7 @@ def opening(path: str, current: str) -> Iterator[str]:
                     yield f"Downloading `{path}`: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB…"
     yield "Opening…"
     for progress in waiting(lambda: open_model(path, max_bytes)):
-        yield f"Opening… {progress}"
+        yield f"Opening… {progress}".rstrip()
 
 
 def open_requested(path: str, current: str):
