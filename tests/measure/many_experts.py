@@ -50,7 +50,7 @@ def measure(page, url: str, checkpoint: str, screenshot: str | None) -> dict:
     times["load map"] = time.perf_counter() - start
     for name in FIGURES:
         page.wait_for_function("id => document.querySelector(`#${id} .js-plotly-plot`)?.data.length", arg=name)
-    page.wait_for_function("document.querySelector('#expert-map .js-plotly-plot').data[0].z.length === 48")
+    page.wait_for_function("document.querySelector('#expert-map .js-plotly-plot').data[0].y.length === 48")
     times["all figures"] = time.perf_counter() - start
     start = time.perf_counter()
     with page.expect_download() as download:

@@ -4,7 +4,7 @@ import re
 from urllib.parse import urlencode
 
 from playwright.sync_api import expect
-from ui.browser.actions import button, generate, make_link, open_page, open_tab, replaced, settle, shown
+from ui.browser.actions import button, generate, make_link, open_page, settle, shown
 
 
 def test_a_conversation_of_two_turns_is_shown_with_its_special_tokens(page, app_url, chat_checkpoint):
@@ -49,8 +49,3 @@ def test_a_conversation_of_two_turns_is_shown_with_its_special_tokens(page, app_
     expect(switch).to_be_checked()
     shown(page, "system prompt").click()
     expect(page.locator("#chat textarea")).to_have_value("Be brief.")
-    open_tab(page, "Compare")
-    expect(page.locator("#compare-chat-switch")).to_be_visible()  # it follows the link's checkpoint
-    with replaced(page, "#strip-a .token"):
-        button(page, "Compare").click()
-    expect(page.locator("#strip-b-tokens")).to_contain_text("<|im_start|>user↵ Once upon a time<|im_end|>")

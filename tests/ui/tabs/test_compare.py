@@ -1,5 +1,7 @@
 """The figures and the report of the Compare tab."""
 
+import json
+
 import gradio as gr
 import pytest
 
@@ -40,3 +42,18 @@ def test_the_table_after_a_stop_is_that_of_the_samples_shown(demo):
     tokens = next(values for name, *values in table if name == "tokens")
     assert [int(value) for value in tokens] == [strip.count('"i": ') for strip in (strip_a, strip_b)]
     assert int(tokens[0]) < 48
+
+
+def test_both_sides_answer_a_users_message_where_there_is_a_chat_template(chat_checkpoint):
+    model, tokenizer = load(chat_checkpoint)
+    with gr.Blocks() as blocks:
+        compare.build(model, tokenizer, "Who?", gr.State(chat_checkpoint), gr.BrowserState({}))
+    click = next(
+        each for each in blocks.fns.values() if each.fn and each.fn.__qualname__.startswith("build.<locals>.run")
+    )
+    prompt, is_chat, system, *rest = [block.value for block in click.inputs[1:]]
+    assert (prompt, is_chat, system or "") == ("Who?", True, "")
+    whole = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"
+    for chat, text in ((True, whole), (False, "Who?")):
+        *_, shown, _ = click.fn(Turns(), prompt, chat, "Be brief.", *rest)
+        assert [json.loads(strip.splitlines()[0])["prompt"] for strip in shown[:2]] == [text] * 2
