@@ -159,7 +159,8 @@ def check_intervenes(name, model, tokenizer, folder):
 
 def check_steers(name, model, tokenizer, folder):
     """At strength 1 every token runs a promoted expert, with the largest weight, and none a suppressed one; a strength
-    between them changes how many do. Without its shared experts a layer is what it is with their output matrices at 0."""
+    between them changes how many do. Without its shared experts a layer is what it is with their output matrices at 0, and with a
+    routed one in their place every token runs one more."""
     layer = next(index for index, each in moe_layers(model).items() if each.ranks)
 
     def ran(*interventions):
@@ -184,6 +185,11 @@ def check_steers(name, model, tokenizer, folder):
         changed = logits_of(model)
     torch.testing.assert_close(changed, logits_of(without), atol=1e-5, rtol=1e-4)
     assert not shared or not torch.equal(changed, logits_of(model))
+    own = ran()
+    with without_shared_experts(model, moe_layers(model), more_routed=1):
+        more = ran_experts(model)[layer]
+    has_shared = bool(moe_layers(model)[layer].shared)
+    assert [len(chosen) for chosen in more] == [len(chosen) + has_shared for chosen in own]
 
 
 def check_lens(name, model, tokenizer, folder):

@@ -22,6 +22,7 @@ from deepseek.interpret.moe_layers import (
 from deepseek.interpret.trace import context_length
 
 MAX_POINTS = 12  # of a curve: each is a pass over the text
+MAX_KNOCK_OUTS = 128  # experts measured without being asked for
 MAX_LOGITS = 2**25  # of a batch of texts, in memory at once
 SEED = 0  # of the random experts that a curve is compared with
 
@@ -76,6 +77,12 @@ def ranked_layers(model) -> list[int]:
     return [index for index, layer in moe_layers(model).items() if layer.ranks]
 
 
+def affordable_layers(model) -> list[int]:
+    """`ranked_layers`; of more than MAX_KNOCK_OUTS experts together only the last, since each takes a pass over the text."""
+    layers = ranked_layers(model)
+    return layers[-1:] if sum(moe_layers(model)[index].num_experts for index in layers) > MAX_KNOCK_OUTS else layers
+
+
 def kl_divergence(before_TV, after_TV) -> torch.Tensor:
     """KL(before || after) of rows of logits, (T,) float32 in nats (Kullback and Leibler, 1951)."""
     rows = []
@@ -113,19 +120,21 @@ def top_disabled(model, tokenizer, text) -> Iterator[LossPoint]:
 
     "top routed": the experts that a token's router ranks highest are barred, and it chooses among the others. The control,
     "random routed", bars as many experts at random for each token. "shared" is the loss without the shared experts, if the
-    model has them, with no routed expert disabled. Of many experts MAX_POINTS numbers are tried. Raises ValueError as
-    `knock_outs` does.
+    model has them, with no routed expert disabled; "shared, routed in their place" lets each token run as many more routed
+    experts instead (section 4.5 there). Of many experts MAX_POINTS numbers are tried. Raises ValueError as `knock_outs` does.
     """
     ids, layers = text_ids(model, tokenizer, text), {index: moe_layers(model)[index] for index in ranked_layers(model)}
     if not layers:
         return
     own = _loss_under(model, ids, nullcontext())
     yield LossPoint("top routed", 0, own)
+    most = min(layer.num_experts - layer.top_k for layer in layers.values())
     if any(layer.shared for layer in layers.values()):
         num_shared = getattr(model.config.get_text_config(), "n_shared_experts", None) or 1
-        yield LossPoint("shared", 0, own)
-        yield LossPoint("shared", num_shared, _loss_under(model, ids, without_shared_experts(model, layers)))
-    most = min(layer.num_experts - layer.top_k for layer in layers.values())
+        for name, more in (("shared", 0), ("shared, routed in their place", min(num_shared, most))):
+            yield LossPoint(name, 0, own)
+            without = without_shared_experts(model, layers, more)
+            yield LossPoint(name, num_shared, _loss_under(model, ids, without))
     for number in spread(most):
         barring = biased_experts(model, dict.fromkeys(layers, _bar_top(number)))
         yield LossPoint("top routed", number, _loss_under(model, ids, barring))
@@ -203,6 +212,13 @@ def _reroute(
     kl_T = kl_divergence(logits_BTV[0, tokens], logits_BTV[rows, tokens])
     reach = [int((best_BT[row, token:] != best_BT[0, token:]).sum()) for row, token in enumerate(tokens, 1)]
     return experts, kl_T.tolist(), best_BT[0, tokens].tolist(), best_BT[rows, tokens].tolist(), reach
+
+
+def verdict(measured: Sequence[KnockOut]) -> str:
+    """One sentence on the three experts whose loss costs the text most."""
+    top = sorted(measured, key=lambda each: -each.loss_change)[:3]
+    names = (f"expert {each.expert} of layer {each.layer} ({each.loss_change:+.3f})" for each in top)
+    return f"Largest effect, in nats per token: {', '.join(names)}."
 
 
 def spread(last: int) -> list[int]:

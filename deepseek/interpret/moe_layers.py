@@ -63,7 +63,7 @@ class RanExperts:
 # Context variables separate threads: the hooks stay on a model that others run at the same time.
 _record: ContextVar[dict[int, RanExperts] | None] = ContextVar("record of experts", default=None)
 _biases: ContextVar[dict[int, torch.Tensor | Callable] | None] = ContextVar("biases on experts", default=None)
-_without_shared: ContextVar[frozenset[int]] = ContextVar("layers without their shared experts", default=frozenset())
+_without_shared: ContextVar[dict[int, int] | None] = ContextVar("layers without their shared experts", default=None)
 _replaced: ContextVar[tuple | None] = ContextVar("replaced experts of one token", default=None)
 _running = threading.local()  # .watch: the RouterWatch of the router that runs in this thread
 _hook_lock = threading.Lock()
@@ -137,9 +137,14 @@ def biased_experts(model, biases: dict[int, torch.Tensor | Callable]):
 
 
 @contextmanager
-def without_shared_experts(model, layers: Iterable[int]):
-    """Within it, and in this thread, the shared experts of `layers` add nothing; a layer that has none is unaffected."""
-    with _set(model, _without_shared, frozenset(layers)):
+def without_shared_experts(model, layers: Iterable[int], more_routed: int = 0):
+    """Within it, and in this thread, the shared experts of `layers` add nothing; a layer that has none is unaffected.
+
+    `more_routed` experts run for every token besides its top-k, in their place: those that its router ranks next, weighed by
+    the router's own rule.
+    """
+    own = moe_layers(model)
+    with _set(model, _without_shared, {index: more_routed for index in layers if own[index].shared}):
         yield
 
 
@@ -181,13 +186,13 @@ def _hook(model) -> None:
 
 
 def _after_shared(index: int, _shared, _inputs, output):
-    return torch.zeros_like(output) if index in _without_shared.get() else None
+    return torch.zeros_like(output) if index in (_without_shared.get() or {}) else None
 
 
 def _before_router(index: int, num_experts: int, top_k: int, _router, _inputs) -> None:
-    bias = (_biases.get() or {}).get(index)
-    if bias is not None or _record.get() is not None:
-        _running.watch = RouterWatch(num_experts, top_k, bias)
+    bias, more = (_biases.get() or {}).get(index), (_without_shared.get() or {}).get(index, 0)
+    if bias is not None or more or _record.get() is not None:
+        _running.watch = RouterWatch(num_experts, top_k, bias, more)
         _running.watch.start()
 
 

@@ -39,12 +39,12 @@ class RouterWatch(TorchFunctionMode):
 
     A barred expert cannot be chosen and a forced one always is; scores, weights and the choice of the others follow from the
     router's own code. Numbers from -1 to 1 steer: what the router ranks and weighs by is `steered`. `bias` is (E,), (T, E), or
-    a function of the ranks (T, E) that returns such a tensor.
+    a function of the ranks (T, E) that returns such a tensor. `more` experts are chosen besides the router's own number.
     """
 
-    def __init__(self, num_experts: int, top_k: int, bias: torch.Tensor | Callable | None = None):
+    def __init__(self, num_experts: int, top_k: int, bias: torch.Tensor | Callable | None = None, more: int = 0):
         super().__init__()
-        self.num_experts, self.top_k, self.bias = num_experts, top_k, bias
+        self.num_experts, self.top_k, self.bias, self.more = num_experts, top_k, bias, more
         self.indices = self._values = self._ranks = self._scores = self._activation = self.scoring = None
         self._one_by_one = self._is_active = False
 
@@ -69,7 +69,8 @@ class RouterWatch(TorchFunctionMode):
         if name in ("topk", "max") and over_groups:  # the best experts of each group
             return func(self._rank(x.flatten(-2), GROUP_MARGIN).view_as(x), *args[1:], **kwargs)
         if name == "topk" and over_experts:
-            return self._choose(func(self._rank(x), *args[1:], **kwargs), x)
+            k, *args = [kwargs.pop("k")] if "k" in kwargs else args[1:]
+            return self._choose(func(self._rank(x), k + self.more, *args, **kwargs), x)
         if name == "max" and over_experts:
             return self._choose_one(func, x, args[1:], kwargs)
         if name == "gather" and over_experts and not self._one_by_one:

@@ -80,7 +80,7 @@ def test_disabling_the_top_experts_of_each_token_is_figure_4(model, tokenizer):
     points = list(top_disabled(model, tokenizer, TEXT))
     curves = {
         name: {p.num_disabled: p.loss for p in points if p.curve == name}
-        for name in ("top routed", "random routed", "shared")
+        for name in ("top routed", "random routed", "shared", "shared, routed in their place")
     }
     assert list(curves["top routed"]) == list(curves["random routed"]) == list(range(7)) and list(curves["shared"]) == [
         0,
@@ -99,6 +99,9 @@ def test_disabling_the_top_experts_of_each_token_is_figure_4(model, tokenizer):
     for layer in without.model.layers[1:]:
         layer.mlp.shared_experts.down_proj.weight.data.zero_()
     assert curves["shared"][1] == pytest.approx(loss(log_probs(without, ids), ids), abs=1e-5)
+    without.config.num_experts_per_tok += 1
+    one_more = curves["shared, routed in their place"][1]
+    assert one_more == pytest.approx(loss(log_probs(without, ids), ids), abs=1e-5) and one_more != curves["shared"][1]
     assert len({round(value, 4) for value in curves["random routed"].values()}) > 3
     again = [p.loss for p in top_disabled(model, tokenizer, TEXT)]
     assert again == [p.loss for p in points]  # the random experts are from a fixed seed

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from deepseek.interpret.interventions import Intervention, intervened
+from deepseek.interpret.router_inputs import recorded_router_inputs
 from deepseek.interpret.steering import (
     Effect,
     RateDifference,
@@ -96,6 +97,40 @@ def test_a_router_made_to_tell_the_lists_apart_is_found_and_steered(split, token
             counted = [rates(split, tokenizer, [text], 2, expert) for text in texts for expert in (0, 1)]
             assert before == pytest.approx(sum(counted) / len(counted))
     assert steering(found, 2, 0) == []
+
+
+def test_a_router_trained_to_tell_the_lists_apart_is_steered_toward_either(model, tokenizer):
+    """Logistic regression of the last router's weights: expert 0 for the tokens of one list, expert 1 for the other's."""
+    model = copy.deepcopy(model)
+    (used_a, held_a), (used_b, held_b) = held_out(FOXES), held_out(NUMBERS)
+    inputs = []
+    for texts in (used_a, used_b):
+        for text in texts:
+            with torch.no_grad(), recorded_router_inputs(model) as read:
+                model(torch.tensor([tokenizer(text)["input_ids"]]))
+            inputs.append((read[2], torch.tensor([[1.0, 0.0] if texts is used_a else [0.0, 1.0]] * len(read[2]))))
+    x_TD, wanted_T2 = map(torch.cat, zip(*inputs))
+    router = model.model.layers[2].mlp.gate
+    router.e_score_correction_bias.zero_()
+    optimizer = torch.optim.Adam([router.weight], lr=0.1)
+    for _ in range(100):
+        logits_T2 = x_TD @ router.weight[:2].T
+        torch.nn.functional.binary_cross_entropy_with_logits(logits_T2, wanted_T2).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    found = rate_differences(trace_texts(model, tokenizer, used_a), trace_texts(model, tokenizer, used_b))
+    of_last = {each.expert: each for each in found if each.layer == 2}
+    assert of_last[0].difference > 0.3 and of_last[1].difference < -0.3
+    assert of_last[0].is_significant and of_last[1].is_significant
+    for strength, up, down in ((1, 0, 1), (-1, 1, 0)):
+        changes = steering([of_last[0], of_last[1]], 2, strength)
+        for texts in (held_a, held_b):
+            effect = measure_effect(model, tokenizer, texts, changes)
+            with intervened(model, changes):
+                after = [rates(model, tokenizer, texts, 2, expert) for expert in (up, down)]
+            assert after == [1, 0] == [effect.promoted_rates[1], effect.suppressed_rates[1]]
+        toward, other = (held_a, held_b) if strength > 0 else (held_b, held_a)
+        assert rates(model, tokenizer, other, 2, up) < 0.7 < rates(model, tokenizer, toward, 2, up)
 
 
 def test_the_effect_is_the_loss_of_two_passes(split, tokenizer):

@@ -11,7 +11,7 @@ from deepseek.ui.plots import style
 
 MAX_SHOWN = 16  # experts with a row each
 DIVERGING = {"A": style.EXPERT_COLOURS[5], "B": style.EXPERT_COLOURS[4]}
-LINES = ["solid", "dash", "dot"]
+LINES = ["solid", "dash", "dashdot", "dot"]
 HEADERS = ["expert", "tokens", "loss change", "mean KL"]
 
 
@@ -105,11 +105,11 @@ def runner_up_map(tokens: list[str], runner_ups: Sequence[RunnerUps], texts: dic
     return figure.update_xaxes(**style.token_axis(tokens)).update_layout(showlegend=False)
 
 
-def rate_differences(differences: Sequence[RateDifference]) -> go.Figure:
-    """A bar per expert of the MAX_SHOWN that differ most: the rate in A less that in B, with its standard error.
-
-    Pale bars are no better than chance.
+def rate_differences(differences: Sequence[RateDifference], lists: tuple[str, str] = ("A", "B")) -> go.Figure:
+    """A bar per expert of the MAX_SHOWN that differ most: the rate in the first of two `lists` less that in the second, with
+    its standard error. Pale bars are no better than chance.
     """
+    a, b = map(style.label, lists)
     shown = differences[:MAX_SHOWN]
     names = [expert_name(each.layer, each.expert) for each in shown]
     figure = go.Figure(
@@ -117,35 +117,37 @@ def rate_differences(differences: Sequence[RateDifference]) -> go.Figure:
             x=[round(each.difference, 4) for each in shown],
             y=names,
             orientation="h",
-            name="A less B",
+            name=f"{a} less {b}",
             error_x=dict(type="data", array=[round(each.error, 4) for each in shown], color=style.TEXT),
             marker=dict(
                 color=[DIVERGING["A" if each.difference > 0 else "B"] for each in shown],
                 opacity=[1 if each.is_significant else 0.35 for each in shown],
             ),
             customdata=[
-                f"{each.rate_a:.1%} of A, {each.rate_b:.1%} of B, ± {each.error:.1%}, p = {each.p_value:.3f}"
+                f"{each.rate_a:.1%} of {a}, {each.rate_b:.1%} of {b}, ± {each.error:.1%}, p = {each.p_value:.3f}"
                 for each in shown
             ],
             hovertemplate="expert %{y}: %{x:+.1%}<br>%{customdata}<extra></extra>",
         )
     )
     style.layout(figure, 110 + 22 * len(shown)).update_xaxes(
-        tickformat=".0%", title="activation rate in A less that in B"
+        tickformat=".0%", title=f"activation rate in {a} less that in {b}"
     )
     return figure.update_yaxes(autorange="reversed", type="category", dtick=1)
 
 
 def steering_effect(effects: dict[str, Effect]) -> go.Figure:
-    """What interventions do to held-out texts of each list: its loss, and how often the steered experts run without and with."""
+    """What interventions do to held-out texts of each of two lists: its loss, and how often the steered experts run without and
+    with.
+    """
     titles = ("change in loss, nats per token", "activation rate of the steered experts")
     figure = make_subplots(rows=2, cols=1, subplot_titles=titles, vertical_spacing=0.22)
-    names = list(effects)
+    names = list(map(style.label, effects))
     figure.add_bar(
         x=names,
         y=[round(each.loss_change, 4) for each in effects.values()],
         error_y=dict(type="data", array=[round(each.loss_error, 4) for each in effects.values()], color=style.TEXT),
-        marker=dict(color=[DIVERGING.get(name[-1], style.TEXT) for name in names]),
+        marker=dict(color=[DIVERGING["A"], DIVERGING["B"]]),
         name="change in loss",
         showlegend=False,
         hovertemplate="%{x}: %{y:+.3f} nats per token<extra></extra>",
@@ -155,7 +157,7 @@ def steering_effect(effects: dict[str, Effect]) -> go.Figure:
     for index, (name, side) in enumerate((("without", 0), ("with", 1))):
         rates = [
             (f"{list_name}<br>{action}", getattr(each, f"{action}_rates")[side])
-            for list_name, each in effects.items()
+            for list_name, each in zip(names, effects.values())
             for action in ("promoted", "suppressed")
         ]
         figure.add_bar(

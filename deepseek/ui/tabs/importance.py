@@ -16,14 +16,14 @@ from deepseek.ui.components.view import connect_view, figure
 from deepseek.ui.plots import importance as plots
 from deepseek.ui.plots.routing import ablation_bars
 
-MAX_ABLATIONS = 128  # measured without being asked for
 HELP = """**Expert by expert.** One expert is switched off and the text read again: the change in its loss, and at every token the
 Kullback–Leibler divergence of the next-token distribution with all experts from the one without it, in nats. 0 means that the
 prediction after this token is the same.
 
 **Top experts of each token** is figure 4 of [DeepSeekMoE](https://arxiv.org/abs/2401.06066): the experts that a token's router
 ranks highest are barred in every layer, and it chooses among the others. The control bars as many at random. Shared experts run
-for every token, so they are switched off as a whole.
+for every token, so they are switched off as a whole; *routed in their place* is the paper's other comparison: each token runs as
+many more routed experts instead.
 
 **One after another**: experts are switched off for all tokens and stay off, from the most important on. The controls take them
 at random and from the least important on.
@@ -32,10 +32,9 @@ at random and from the least important on.
 
 
 def ablation_choices(model) -> dict:
-    """`layer_choices`, at first the last layer where all experts together would take minutes: each takes a forward pass."""
-    choices, layers = layer_choices(model), moe_layers(model)
-    many = sum(layer.num_experts for layer in layers.values()) > MAX_ABLATIONS
-    return {**choices, "value": importance.ranked_layers(model)[-1]} if many else choices
+    """`layer_choices`, at first all layers or, of many experts, the last."""
+    choices, layers = layer_choices(model), importance.affordable_layers(model)
+    return choices if layers == importance.ranked_layers(model) else {**choices, "value": layers[0]}
 
 
 def found_experts(text: str) -> list[tuple[int, int]]:
@@ -82,10 +81,7 @@ def measure(model, tokenizer, text, layer: int, find: str = "") -> Iterator[list
 
 
 def _note(measured: list[importance.KnockOut], done: int, layers: int) -> str:
-    top = sorted(measured, key=lambda each: -each.loss_change)[:3]
-    names = (f"expert {each.expert} of layer {each.layer} ({each.loss_change:+.3f})" for each in top)
-    progress = f" Measured {done} of {layers} layers." if done < layers else ""
-    return f"Largest effect, in nats per token: {', '.join(names)}.{progress}"
+    return importance.verdict(measured) + (f" Measured {done} of {layers} layers." if done < layers else "")
 
 
 def build(model, generation: gr.State, **connection) -> None:
