@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 from deepseek.training import job_process
@@ -27,8 +28,11 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, -1)  # never
 
 
-def report(config: TrainConfig, step: TrainStep, speeds) -> None:
-    """Prints what a step did; `speeds`, tokens per second of the last steps, give the time left."""
+def report(config: TrainConfig, step: TrainStep, speeds, alarms: Iterable[str] = (), best: Path | None = None) -> None:
+    """Prints what a step did; `speeds`, tokens per second of the last steps, give the time left.
+
+    `alarms` are the sentences of those that are new, `best` is the run's best checkpoint by validation loss.
+    """
     left = duration(seconds_left(config.max_steps - step.step, step.tokens / step.step, speeds))
     losses = f"Loss: {step.loss:.4f}, Load Balancing Loss: {step.load_balancing_loss:.6f}"
     lines = [f"Step {step.step} - {losses} | lr {step.lr:.2e}, {step.tokens_per_second:.0f} tokens/s, {left} left"]
@@ -36,8 +40,11 @@ def report(config: TrainConfig, step: TrainStep, speeds) -> None:
         nats, bits = step.validation["val_loss"], step.validation["val_bits_per_byte"]
         lines.append(f"  held out: {nats:.4f} nats per token, {bits:.4f} bits per byte")
     lines += [f"  Sample {number}: {sample['text']!r}" for number, sample in enumerate(step.samples or [], 1)]
+    lines += [f"  Alarm: {alarm}" for alarm in alarms]
     if step.checkpoint:
         lines.append(f"  saved {step.checkpoint}")
+    if best:
+        lines.append(f"  best by validation loss: {best.name}")
     print("\n".join(lines), flush=True)
 
 
@@ -91,9 +98,11 @@ def run(config: TrainConfig, resume: bool, lock: int | None, signals: list[int],
     # Seconds of imports, in which a stop is heard.
     from transformers.utils import logging as transformers_logging
 
+    from deepseek.checkpoints import saving
     from deepseek.checkpoints.loading import CheckpointError
     from deepseek.data.file_formats import DataError
     from deepseek.training.resource_check import check_resources, resume_point
+    from deepseek.training.router_alarms import AlarmWatch, alarm_sentences
     from deepseek.training.trainer import train
 
     keep_freed_memory()
@@ -108,15 +117,17 @@ def run(config: TrainConfig, resume: bool, lock: int | None, signals: list[int],
             print(f"Note: {note}", flush=True)
 
     failure, state, reason, last_step = None, "finished", "", config.max_steps
-    speeds = collections.deque(maxlen=SPEED_WINDOW_STEPS)
+    speeds, watch = collections.deque(maxlen=SPEED_WINDOW_STEPS), AlarmWatch(config.run)
     try:
         for step in train(config, resume, stopped=lambda: bool(signals)):
             has_steps.set()
             last_step = step.step
             if lock is not None:
                 speeds.append(step.tokens_per_second)
+                best = saving.best_of(saving.list_checkpoints(config.run)) if step.checkpoint else None
+                alarms = alarm_sentences(watch.new_alarms())
                 with contextlib.suppress(OSError):  # the terminal, or who reads the output, is gone; the run is not
-                    report(config, step, speeds)
+                    report(config, step, speeds, alarms, best)
         if last_step < config.max_steps:
             state = "stopped"
         elif lock is not None and not has_steps.is_set():

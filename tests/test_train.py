@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from running import ROOT
@@ -29,6 +30,9 @@ def test_a_step_is_printed_with_its_validation_samples_and_checkpoint(capsys):
     report(TrainConfig(max_steps=3), step, [50.0, 50.0])
     held_out = "  held out: 4.0000 nats per token, 5.7500 bits per byte"
     expected = [line, held_out, "  Sample 1: 'Once\\nmore'", "  saved runs/a/step-000002"]
+    assert capsys.readouterr().out.splitlines() == expected
+    report(TrainConfig(max_steps=3), step, [50.0, 50.0], ["Dead expert"], Path("runs/a/step-000001"))
+    expected = [*expected[:3], "  Alarm: Dead expert", expected[3], "  best by validation loss: step-000001"]
     assert capsys.readouterr().out.splitlines() == expected
 
 

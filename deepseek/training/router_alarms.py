@@ -5,6 +5,7 @@ from itertools import groupby
 
 import numpy as np
 
+from deepseek.training import runs
 from deepseek.training.metrics import DEAD_SHARE, DEAD_WINDOW_STEPS, History, dead_experts
 
 COLLAPSED_SHARE = 0.9  # of the tokens; an expert that gets more of them leaves the others nothing to learn from
@@ -42,6 +43,26 @@ def router_alarms(history: History, window: int = DEAD_WINDOW_STEPS) -> list[Ala
         since = steps[first + bad[first:].argmax()]
         alarms.append(Alarm(kind, history.first_layer + layer, expert, since, float(k * means[-1])))
     return alarms
+
+
+class AlarmWatch:
+    """Follows the metrics of a run while it writes them, and tells which alarms are new."""
+
+    def __init__(self, folder):
+        self.folder, self.offset, self.history, self.known = folder, 0, History(), set()
+
+    def new_alarms(self) -> list[Alarm]:
+        """The alarms at the newest step that were none at the last call. Keeps of the run only what these need."""
+        lines, self.offset = runs.metrics(self.folder, self.offset)
+        self.history.add(lines)
+        alarms = {(alarm.kind, alarm.layer, alarm.expert): alarm for alarm in router_alarms(self.history)}
+        new = [alarm for key, alarm in alarms.items() if key not in self.known]
+        self.known = set(alarms)
+        for column in (self.history.steps, self.history.load):  # what is new has begun within the last window
+            del column[: -2 * DEAD_WINDOW_STEPS]
+        for column in (self.history.probes, *self.history.records.values()):
+            del column[1:]
+        return new
 
 
 def collapsed_experts(load, k: int, window: int = DEAD_WINDOW_STEPS) -> list[tuple[int, int]]:

@@ -1,21 +1,28 @@
 """Alarms for dead and collapsed experts: when they come, whom they name, since when, and when they stay away."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from deepseek.training import runs
 from deepseek.training.metrics import History
-from deepseek.training.router_alarms import Alarm, alarm_sentences, collapsed_experts, router_alarms
+from deepseek.training.router_alarms import Alarm, AlarmWatch, alarm_sentences, collapsed_experts, router_alarms
 from deepseek.training.trainer import Trainer, train
 
 
-def history(load):
-    """A run of these loads, (steps, layers, experts), with two experts a token."""
+def lines_of(load):
+    """The lines of metrics.jsonl of these loads, (steps, layers, experts), with two experts a token."""
     columns = dict(loss=1.0, load_balancing_loss=0.1, lr=0.1, grad_norm=1.0, tokens_per_second=1.0)
-    run = History()
     for step, load_LE in enumerate(load.tolist(), 1):
-        run.add([{"step": step, **columns, "tokens": step, "load": load_LE, "max_violation": [0.0] * len(load_LE)}])
+        yield {"step": step, **columns, "tokens": step, "load": load_LE, "max_violation": [0.0] * len(load_LE)}
+
+
+def history(load):
+    """A run of these loads."""
+    run = History()
+    run.add([*lines_of(load)])
     return run
 
 
@@ -34,6 +41,18 @@ def test_a_second_death_counts_from_the_second():
     load[:100, 0, 1] = load[200:, 0, 1] = 0
     (alarm,) = router_alarms(history(load))
     assert (alarm.expert, alarm.since) == (1, 201)
+
+
+def test_each_alarm_is_told_once_whenever_it_begins_and_a_watch_stays_small(tmp_path):
+    load, watch, told = np.full((300, 1, 4), 0.25), AlarmWatch(tmp_path), []
+    load[:100, 0, 1] = load[200:, 0, 1] = load[210:, 0, 2] = 0
+    with (tmp_path / "metrics.jsonl").open("w") as file:
+        for line in lines_of(load):
+            print(json.dumps(line), file=file, flush=True)
+            told += [(line["step"], alarm.expert, alarm.since) for alarm in watch.new_alarms()]
+    assert told == [(50, 1, 1), (250, 1, 201), (260, 2, 211)]
+    assert len(watch.history.steps) == len(watch.history.load) == 100
+    assert [alarm.since for alarm in AlarmWatch(tmp_path).new_alarms()] == [201, 211], "of a run that is resumed"
 
 
 def test_an_expert_that_nearly_every_token_chooses_has_collapsed():
@@ -75,9 +94,13 @@ def test_a_run_raises_the_alarm_for_an_expert_that_its_router_is_made_to_avoid_o
 
     monkeypatch.setattr(Trainer, "train_step", with_push)
     config = config(max_steps=80, batch_size=2, save_every=40, probe="a fox")
+    watch, told = AlarmWatch(config.run), []
     for step in train(config):
+        told += [(step.step, alarm.expert, alarm.since) for alarm in watch.new_alarms()]
         if step.step == 60:
             assert router_alarms(runs.history(config.run)) == []
+    ((first, *what),) = told
+    assert 60 < first <= 70 and what == [5, 21], "once, when it has lasted about 50 steps"
     (alarm,) = router_alarms(runs.history(config.run))
     assert (alarm.kind, alarm.layer, alarm.expert, alarm.since) == (kind, 1, 5, 21)
     assert alarm.tokens == (0 if kind == "dead" else 1)
