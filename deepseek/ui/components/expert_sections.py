@@ -17,6 +17,8 @@ from deepseek.ui.plots import style
 from deepseek.ui.plots.routing import MAX_ROWS
 from deepseek.ui.plots.routing import vocabulary_specialization as token_map
 
+CHOICES = ("first choice", "any choice")  # of `specialization.repetition`
+
 
 def _by_layer(corpus: Corpus, step: Step, compare: Callable[[int], Comparison]) -> list[Comparison]:
     found = []
@@ -171,9 +173,11 @@ def _shown(layer, first: list[int]) -> list[int]:
 
 def _repetition(corpus: Corpus, step: Step) -> Measured:
     found = stack(_by_layer(corpus, step, lambda i: specialization.repetition_by_kind(corpus.routing[i], corpus)))
-    names = ("first choice", "any choice")
-    series = {f"{kind}, {name}": found[:, k, i] for i, name in enumerate(names) for k, kind in enumerate(corpus.kinds)}
-    return Measured(series, corpus.layers)
+    panels = {choice: {kind: f"{kind}, {choice}" for kind in corpus.kinds} for choice in CHOICES}
+    series = {
+        panels[name][kind]: found[:, k, i] for i, name in enumerate(CHOICES) for k, kind in enumerate(corpus.kinds)
+    }
+    return Measured(series, corpus.layers, panels=panels)
 
 
 def _repetition_detail(corpus: Corpus, index: int) -> Detail:
@@ -188,7 +192,7 @@ def _repetition_detail(corpus: Corpus, index: int) -> Detail:
             f"{even[i]:.1%}",
         ]
         for k, kind in enumerate(corpus.kinds)
-        for i, name in enumerate(("first choice", "any choice"))
+        for i, name in enumerate(CHOICES)
     ]
     headers = ["kind of text", "what", "share", "chance", "its standard deviation", "random routing with even loads"]
     return Detail([], headers, rows)
@@ -249,8 +253,9 @@ SECTIONS = (
         "Partners",
         "Co-activation",
         "Which experts work together? For every expert: the share of its tokens that its favourite partner gets too, "
-        "another expert of the same layer or one of the next. Within a layer chance swaps experts between tokens "
-        "one by one, since tokens that swap all of theirs keep every pair.",
+        "another expert of the same layer or one of the next. Across layers each is compared with the next one that has "
+        "experts, and with no other. Within a layer chance swaps experts between tokens one by one, since tokens that swap "
+        "all of theirs keep every pair.",
         "share of an expert's tokens",
         _partners,
         (

@@ -21,6 +21,9 @@ class Measured:
     layers: list[int]
     deviations: dict[str, torch.Tensor] = field(default_factory=dict)
     over: str = ""  # what they are averages over
+    panels: dict[str, dict[str, str]] = field(
+        default_factory=dict
+    )  # of the figure: {heading: {line: its series}}, or one of all
 
 
 class Detail(NamedTuple):
@@ -55,7 +58,9 @@ def measured(section: Section, corpus: Corpus, step: Step = lambda fraction: Non
 def overview(section: Section, numbers: Measured):
     """The figure of a section's numbers by layer."""
     series = {name: (each.observed, each.chance, each.spread) for name, each in numbers.series.items()}
-    return by_layer(series, numbers.layers, section.unit, section.form, SIGNIFICANT)
+    panels = numbers.panels or {"": {name: name for name in series}}
+    lines = {heading: {line: series[name] for line, name in panel.items()} for heading, panel in panels.items()}
+    return by_layer(lines, numbers.layers, section.unit, section.form, SIGNIFICANT)
 
 
 def summary(section: Section, numbers: Measured) -> list[str]:

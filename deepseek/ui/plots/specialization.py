@@ -16,49 +16,58 @@ NUM_COLOURED = 8  # experts with a colour of their own on the map; others are gr
 
 
 def by_layer(
-    series: Mapping[str, tuple[Sequence, Sequence, Sequence]],
+    panels: Mapping[str, Mapping[str, tuple[Sequence, Sequence, Sequence]]],
     layers: list[int],
     title: str,
     form: str = ".1%",
     width=3.0,
 ) -> go.Figure:
-    """A line per name of `series` over the layers; below it a band where it would be no better than chance.
+    """Lines over the layers, each with a band where it would be no better than chance; panels {heading: lines} below one another.
 
-    `series` is {name: (observed, mean of chance, its standard deviation)}, each by layer; the band is `width` standard
-    deviations to either side. `form` is plotly's format of a value.
+    Lines are {name: (observed, mean of chance, its standard deviation)}, each by layer; a name has one colour in all panels. The
+    band is `width` standard deviations to either side. `form` is plotly's format of a value.
     """
-    names, figure = style.layer_names(layers), go.Figure()
-    for colour, (name, columns) in zip(SERIES_COLOURS * len(series), series.items()):
-        observed, chance, spread = (np.asarray(values, dtype=float) for values in columns)
-        name = html.escape(style.show_invisible(name), quote=False)
-        plain, band = dict(x=names, hoverinfo="skip", mode="lines"), style.fade(colour, 0.13)
-        for sign, fill in ((-1, None), (1, "tonexty")):
-            edge, line = np.round(chance + sign * width * spread, 6), dict(width=0, color=colour)
-            words = f"{name}, chance {'-' if sign < 0 else '+'} {width:g} SD"
-            plain |= dict(line=line, fill=fill, fillcolor=band, legendgroup=name, showlegend=False)
-            figure.add_scatter(y=edge, name=words, **plain)
-        figure.add_scatter(
-            x=names,
-            y=np.round(chance, 6),
-            name=f"{name}, chance",
-            mode="lines",
-            line=dict(color=colour, width=1.5, dash="dot"),
-            legendgroup=name,
-            showlegend=False,
-            hovertemplate=f"%{{x}}: {name}, chance %{{y:{form}}}<extra></extra>",
-        )
-        figure.add_scatter(
-            x=names,
-            y=np.round(observed, 6),
-            name=name,
-            mode="lines+markers",
-            line=dict(color=colour, width=2),
-            marker=dict(size=8),
-            legendgroup=name,
-            hovertemplate=f"%{{x}}: {name} %{{y:{form}}}<extra></extra>",
-        )
-    style.layout(figure, 360, legend_y=-0.15).update_yaxes(title=title, tickformat=form.replace(".1%", ".0%"))
-    return figure.update_xaxes(**style.layer_axis(names), type="category")
+    x = style.layer_names(layers)
+    figure = make_subplots(len(panels), 1, subplot_titles=list(panels), vertical_spacing=0.16)
+    for row, (heading, lines) in enumerate(panels.items(), 1):
+        for colour, (name, columns) in zip(SERIES_COLOURS * len(lines), lines.items()):
+            observed, chance, spread = (np.asarray(values, dtype=float) for values in columns)
+            name = html.escape(style.show_invisible(name), quote=False)
+            full = f"{name}, {heading}" if heading else name
+            place = dict(x=x, legendgroup=name, showlegend=False, row=row, col=1)
+            for sign, fill in ((-1, None), (1, "tonexty")):
+                figure.add_scatter(
+                    y=np.round(chance + sign * width * spread, 6),
+                    name=f"{full}, chance {'-' if sign < 0 else '+'} {width:g} SD",
+                    mode="lines",
+                    line=dict(width=0, color=colour),
+                    fill=fill,
+                    fillcolor=style.fade(colour, 0.13),
+                    hoverinfo="skip",
+                    **place,
+                )
+            figure.add_scatter(
+                y=np.round(chance, 6),
+                name=f"{full}, chance",
+                mode="lines",
+                line=dict(color=colour, width=1.5, dash="dot"),
+                hovertemplate=f"%{{x}}: {full}, chance %{{y:{form}}}<extra></extra>",
+                **place,
+            )
+            figure.add_scatter(
+                y=np.round(observed, 6),
+                name=name,
+                meta=full,  # its name in the CSV
+                mode="lines+markers",
+                line=dict(color=colour, width=2),
+                marker=dict(size=8),
+                hovertemplate=f"%{{x}}: {full} %{{y:{form}}}<extra></extra>",
+                **(place | dict(showlegend=row == 1)),
+            )
+    figure.update_annotations(font=dict(size=12, color=style.TEXT))
+    style.layout(figure, 360 + 240 * (len(panels) - 1), legend_y=-0.15 / len(panels))
+    figure.update_yaxes(title=title, tickformat=form.replace(".1%", ".0%"))
+    return figure.update_xaxes(**style.layer_axis(x), type="category")
 
 
 def share_map(observed, chance, spread, side, rows: list[str], columns: list[str], hover: str) -> go.Figure:

@@ -52,6 +52,22 @@ def test_the_line_is_what_was_measured_and_the_band_is_chance(corpus):
         assert row[-1] == {1: "above chance", 0: "no better than chance", -1: "below chance"}[int(each.side[0])]
 
 
+def test_repetition_has_a_panel_for_each_of_its_two_questions(corpus):
+    section = BY_NAME["Repetition"]
+    numbers = sections.measured(section, corpus)
+    figure = sections.overview(section, numbers)
+    lines = [line for line in figure.data if line.meta]
+    assert [(line.meta, line.name, line.yaxis, line.showlegend) for line in lines] == [
+        ("foxes, first choice", "foxes", "y", True),
+        ("numbers, first choice", "numbers", "y", True),
+        ("foxes, any choice", "foxes", "y2", False),
+        ("numbers, any choice", "numbers", "y2", False),
+    ]
+    for line in lines:
+        assert list(line.y) == pytest.approx(numbers.series[line.meta].observed.tolist(), abs=1e-5)
+    assert [each.text for each in figure.layout.annotations] == ["first choice", "any choice"]
+
+
 def test_a_section_is_measured_once_and_says_how_far_it_is(model, tokenizer):
     corpus, done = trace_corpus(model, tokenizer, TEXTS), []
     for section in SECTIONS:
