@@ -42,7 +42,7 @@ def main():
             corpus = trace_corpus(
                 model, tokenizer, texts, lambda done: show(done, "reading the texts"), args.max_tokens
             )
-            subjects.append(Subject(model, corpus))
+            subjects.append(Subject(model, tokenizer, texts, corpus))
         Path(args.out).write_text(report_html(subjects, show), "utf-8")
         print(f"\r{args.out}: {', '.join(texts)}{'':40}")
     except (ValueError, OSError) as error:

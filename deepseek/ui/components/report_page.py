@@ -1,9 +1,10 @@
-"""The report: one HTML file with every section's figures of one checkpoint, or of two side by side; it needs no network."""
+"""The report: one HTML file with the figures of every section and part of one checkpoint, or of two side by side; it needs no
+network."""
 
 import html
 import json
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from tomllib import loads
@@ -13,8 +14,9 @@ from deepseek.checkpoints.loading import fingerprint
 from deepseek.interpret.chance import CHANCE, NUM_PERMUTATIONS, SIGNIFICANT
 from deepseek.interpret.corpus import Corpus
 from deepseek.interpret.moe_layers import moe_layers, why_no_experts
-from deepseek.ui.components import sections
+from deepseek.ui.components import report_parts, sections
 from deepseek.ui.components.expert_sections import SECTIONS
+from deepseek.ui.components.report_parts import PARTS, Part
 from deepseek.ui.components.sections import Section
 from deepseek.ui.plots.style import plotly_script
 
@@ -22,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[3]
 MAX_DETAILED = 6  # layers of which the figures of single layers are drawn
 NUMBER_HEADERS = ("what", "layer", "observed", "spread of the average", "chance", "its standard deviation", "verdict")
 DIFFERENCE_HEADERS = ("what", "layer", "A less chance", "B less chance", "difference", "verdict")
+PART_HEADERS = ("what", "A", "B", "B less A", "its standard error")
 TABLE = (
     '<div class="sorted"><input type="search" aria-label="search the table" placeholder="search"> <span class="found"></span>'
     '<div class="scroll"><table><thead></thead><tbody></tbody></table></div></div>'
@@ -29,15 +32,17 @@ TABLE = (
 
 
 class Subject(NamedTuple):
-    """A checkpoint and the texts that it read."""
+    """A checkpoint, and the kinds of text {name: text} that it read as `corpus`."""
 
     model: object
+    tokenizer: object
+    texts: Mapping[str, str]
     corpus: Corpus
 
 
 def settings(subject: Subject) -> list[tuple[str, str]]:
     """Rows (what, value) that say what was measured, on what, and with which versions."""
-    model, corpus = subject
+    model, corpus = subject.model, subject.corpus
     experts = sorted({(layer.num_experts, layer.top_k) for layer in moe_layers(model).values()})
     texts = ", ".join(f"{kind} {tokens:,} tokens" for kind, tokens in zip(corpus.kinds, corpus.num_tokens))
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "plotly"))
@@ -95,27 +100,27 @@ def difference_rows(section: Section, a: sections.Measured, b: sections.Measured
 def report_html(
     subjects: Sequence[Subject],
     step: Callable[[float, str], None] = lambda fraction, what: None,
-    parts: Sequence[Section] = SECTIONS,
+    chapters: Sequence[Section | Part] = (*SECTIONS, *PARTS),
 ) -> str:
     """The report of one subject, or of two beside each other, as HTML.
 
     `step` is told the fraction done and what is measured; it may raise to stop the work. Raises ValueError for a model without
     experts.
     """
-    for model, corpus in subjects:
-        if not corpus.routing:
-            raise ValueError(f"checkpoint {model.name_or_path!r} cannot be reported on. {why_no_experts(model)}")
+    for model in (subject.model for subject in subjects if not subject.corpus.routing):
+        raise ValueError(f"checkpoint {model.name_or_path!r} cannot be reported on. {why_no_experts(model)}")
     names = [""] if len(subjects) == 1 else ["A", "B"]
     body = [_settings_table(zip(names, map(settings, subjects)))]
     figures = Figures()
-    for number, section in enumerate(parts):
+    for number, chapter in enumerate(chapters):
 
-        def told(fraction, number=number, section=section):
-            step((number + fraction) / len(parts), section.title)
+        def told(fraction, number=number, chapter=chapter):
+            step((number + fraction) / len(chapters), chapter.title)
 
-        body.append(_section(section, list(zip(names, subjects)), figures, told))
+        write = _section if isinstance(chapter, Section) else _part
+        body.append(write(chapter, list(zip(names, subjects)), figures, told))
     title = "What experts do: " + " and ".join(subject.model.name_or_path for subject in subjects)
-    contents = " · ".join(f'<a href="#{_anchor(section)}">{html.escape(section.title)}</a>' for section in parts)
+    contents = " · ".join(f'<a href="#{_anchor(chapter)}">{html.escape(chapter.title)}</a>' for chapter in chapters)
     header = f"<h1>{html.escape(title)}</h1><p>{html.escape(CHANCE)}</p><nav>{contents}</nav>"
     assets = {
         name: (ROOT / "assets" / name).read_text("utf-8")
@@ -166,8 +171,8 @@ class Figures:
         return json.dumps({"figures": parsed, "tables": self.tables}).replace("<", "\\u003c")
 
 
-def _anchor(section: Section) -> str:
-    return section.name.lower().replace(" ", "-")
+def _anchor(chapter: Section | Part) -> str:
+    return chapter.name.lower().replace(" ", "-")
 
 
 def _settings_table(sides) -> str:
@@ -190,22 +195,50 @@ def _section(section: Section, subjects: list[tuple[str, Subject]], figures: Fig
 
         measured = sections.measured(section, subject.corpus, told)
         numbers.append(measured)
-        heading = f"<h3>{name}: {html.escape(subject.model.name_or_path)}</h3>" if name else ""
-        lines = "".join(f"<li>{html.escape(line)}</li>" for line in sections.summary(section, measured))
+        lines = _heading_and_lines(name, subject, sections.summary(section, measured))
         drawn = figures.figure(sections.overview(section, measured), f"{anchor}{name}")
         table = figures.table(NUMBER_HEADERS, sections.number_rows(section, measured))
         sides.append(
-            f"<div>{heading}<ul>{lines}</ul>{drawn}<details><summary>the numbers, layer by layer</summary>{table}</details>"
+            f"<div>{lines}{drawn}<details><summary>the numbers, layer by layer</summary>{table}</details>"
             f"{_details(section, subject.corpus, figures, f'{anchor}{name}')}</div>"
         )
-    words = html.escape(section.words).replace("*", "")
-    beside = ""
-    if len(numbers) == 2:
-        rows = difference_rows(section, *numbers)
-        beside = f"<h3>B less A</h3>{figures.table(DIFFERENCE_HEADERS, rows)}"
+    rows = difference_rows(section, *numbers) if len(numbers) == 2 else None
+    return _chapter(section, sides, rows and figures.table(DIFFERENCE_HEADERS, rows))
+
+
+def _part(part: Part, subjects: list[tuple[str, Subject]], figures: Figures, step) -> str:
+    """One part: its words, then for each subject what it found, then the differences."""
+    anchor, sides, found = _anchor(part), [], []
+    for number, (name, subject) in enumerate(subjects):
+
+        def told(fraction, number=number):
+            step((number + fraction) / len(subjects))
+
+        findings = part.measure(subject.model, subject.tokenizer, subject.texts, told)
+        found.append(findings)
+        lines = _heading_and_lines(name, subject, findings.lines)
+        drawn = "".join(figures.figure(each, f"{anchor}{name}", heading) for heading, each in findings.figures.items())
+        tables = "".join(
+            f"<details><summary>{summary}</summary>{figures.table(*table)}</details>"
+            for summary, table in findings.tables.items()
+        )
+        sides.append(f"<div>{lines}{drawn}{tables}</div>")
+    rows = report_parts.difference_rows(*found) if len(found) == 2 else None
+    return _chapter(part, sides, rows and figures.table(PART_HEADERS, rows))
+
+
+def _heading_and_lines(name: str, subject: Subject, lines: list[str]) -> str:
+    heading = f"<h3>{name}: {html.escape(subject.model.name_or_path)}</h3>" if name else ""
+    return f"{heading}<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in lines)}</ul>"
+
+
+def _chapter(chapter: Section | Part, sides: list[str], differences: str | None) -> str:
+    """A chapter of the page from its parts in HTML, with a table of differences if there is one."""
     pair = ' class="pair"' if len(sides) > 1 else ""
-    heading = f"<h2>{html.escape(section.title)}</h2><p>{words}</p>"
-    return f'<section id="{anchor}">{heading}<div{pair}>{"".join(sides)}</div>{beside}</section>'
+    words = html.escape(chapter.words).replace("*", "")
+    beside = f"<h3>B less A</h3>{differences}" if differences else ""
+    heading = f"<h2>{html.escape(chapter.title)}</h2><p>{words}</p>"
+    return f'<section id="{_anchor(chapter)}">{heading}<div{pair}>{"".join(sides)}</div>{beside}</section>'
 
 
 def _details(section: Section, corpus: Corpus, figures: Figures, name: str) -> str:

@@ -141,8 +141,9 @@ def _build_section(section: Section, model, boxes: list, checkpoint: gr.State, o
 
 def _build_report(boxes: list, checkpoint: gr.State, stop: gr.Button) -> None:
     gr.Markdown(
-        "### Report\nEvery section in one HTML file that opens without the network: figures with their data, settings, "
-        "hashes and versions. With a second checkpoint it holds both and their differences. The same from the command line: "
+        "### Report\nEvery section, importance and steering in one HTML file that opens without the network: figures with their "
+        "data, settings, hashes and versions. With a second checkpoint it holds both and their differences. The same from the "
+        "command line: "
         "`python -m deepseek.report CHECKPOINT --texts FILES --out report.html`."
     )
     current = checkpoint.value
@@ -159,8 +160,9 @@ def _build_report(boxes: list, checkpoint: gr.State, stop: gr.Button) -> None:
             opened = [model_registry.open_model(path)]
             opened += [model_registry.open_requested(other, current)] if other not in (NO_OTHER, None, "") else []
         try:
+            read = partial(step, what="reading the texts")
             subjects = [
-                Subject(model, trace_kinds(model, tokenizer, texts, partial(step, what="reading the texts")))
+                Subject(model, tokenizer, texts, trace_kinds(model, tokenizer, texts, read))
                 for model, tokenizer in opened
             ]
             with user_errors():

@@ -13,15 +13,16 @@ from deepseek.interpret.corpus import trace_corpus
 from deepseek.ui.components import report_page, sections
 from deepseek.ui.components.expert_sections import SECTIONS
 from deepseek.ui.components.report_page import Subject, difference_rows, report_html
+from deepseek.ui.components.report_parts import PARTS
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
-TEXTS = {"foxes": "Once upon a time a fox ran over the hill. " * 4, "<b>&{}": HOSTILE * 4}
+TEXTS = {"foxes": "Once upon a time a fox ran over the hill. " * 4, "<b>&{}": f"{HOSTILE}\n" * 4}
 
 
 @pytest.fixture(scope="module")
 def subject(checkpoint):
     model, tokenizer = load(checkpoint)
-    return Subject(model, trace_corpus(model, tokenizer, TEXTS))
+    return Subject(model, tokenizer, TEXTS, trace_corpus(model, tokenizer, TEXTS))
 
 
 def data_of(report):
@@ -42,8 +43,9 @@ def test_the_report_is_one_file_with_every_figure_and_its_source(subject, checkp
         1 + sum(figure is not None for index in range(2) for figure in section.detail(subject.corpus, index).figures)
         for section in SECTIONS
     )
+    figures += 5 + 3  # of importance and of steering; the checkpoint lies in no run
     assert len(data["figures"]) == figures == report.count('class="csv"') == report.count("data-csv=")
-    assert len(data["tables"]) == 3 * len(SECTIONS)
+    assert len(data["tables"]) == 3 * len(SECTIONS) + 2
     for section in SECTIONS:
         assert f"<h2>{section.title}</h2>" in report
         for line in sections.summary(section, sections.measured(section, subject.corpus)):
@@ -68,9 +70,10 @@ def test_a_second_checkpoint_stands_beside_with_the_differences(subject, tokeniz
     for name, tensor in other.state_dict().items():
         if "gate.weight" in name:
             tensor.copy_(torch.empty(tensor.shape).normal_(0, 0.1, generator=generator))
-    beside = Subject(other, trace_corpus(other, tokenizer, TEXTS))
+    beside = Subject(other, tokenizer, TEXTS, trace_corpus(other, tokenizer, TEXTS))
     report = report_html([subject, beside])
-    assert report.count("<h3>A: ") == report.count("<h3>B: ") == report.count("<h3>B less A</h3>") == len(SECTIONS)
+    assert report.count("<h3>A: ") == report.count("<h3>B: ") == len(SECTIONS) + len(PARTS)
+    assert report.count("<h3>B less A</h3>") == len(SECTIONS) + 2
     for section in SECTIONS:
         a, b = (sections.measured(section, each.corpus) for each in (subject, beside))
         assert all(row[-1] == "no difference beyond chance" for row in difference_rows(section, a, a))
@@ -100,4 +103,4 @@ def test_of_many_layers_a_few_are_drawn_in_detail():
 
 def test_a_dense_model_is_refused(llama, tokenizer):
     with pytest.raises(ValueError, match="cannot be reported on. This model is dense"):
-        report_html([Subject(llama, trace_corpus(llama, tokenizer, TEXTS))])
+        report_html([Subject(llama, tokenizer, TEXTS, trace_corpus(llama, tokenizer, TEXTS))])
