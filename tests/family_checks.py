@@ -5,7 +5,7 @@ What really ran is read from hooks on the experts and attention modules themselv
 
 import copy
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ TABLES = {"deepseek_v4"}  # looks up the experts of its first layers by token id
 NOT_GIVEN = {"doge"}  # multiplies by rows of a matrix of experts
 NOT_CAUSAL = {"doge"}  # mixes the logits of its tokens in a full pass
 ONE_BY_ONE = {"phimoe"}  # weighs each expert against those left
+WEIGHS_ITS_OWN = {"inkling_text"}  # number of experts, and no more
 SOFTMAX_PLUS_BIAS = {"ernie4_5_moe", "longcat_flash", "zaya"}  # one expert less scales the others' scores, but no bias
 
 
@@ -185,11 +186,10 @@ def check_steers(name, model, tokenizer, folder):
         changed = logits_of(model)
     torch.testing.assert_close(changed, logits_of(without), atol=1e-5, rtol=1e-4)
     assert not shared or not torch.equal(changed, logits_of(model))
-    own = ran()
-    with without_shared_experts(model, moe_layers(model), more_routed=1):
-        more = ran_experts(model)[layer]
-    has_shared = bool(moe_layers(model)[layer].shared)
-    assert [len(chosen) for chosen in more] == [len(chosen) + has_shared for chosen in own]
+    own, has_shared = ran(), bool(moe_layers(model)[layer].shared)
+    refused = pytest.raises(ValueError, match="weighs no more experts") if name in WEIGHS_ITS_OWN else nullcontext()
+    with refused, without_shared_experts(model, moe_layers(model), more_routed=1):
+        assert [len(chosen) for chosen in ran_experts(model)[layer]] == [len(chosen) + has_shared for chosen in own]
 
 
 def check_lens(name, model, tokenizer, folder):

@@ -132,9 +132,12 @@ def top_disabled(model, tokenizer, text) -> Iterator[LossPoint]:
     if any(layer.shared for layer in layers.values()):
         num_shared = getattr(model.config.get_text_config(), "n_shared_experts", None) or 1
         for name, more in (("shared", 0), ("shared, routed in their place", min(num_shared, most))):
+            try:
+                loss = _loss_under(model, ids, without_shared_experts(model, layers, more))
+            except ValueError:  # of a router that weighs no more, such as Inkling's
+                continue
             yield LossPoint(name, 0, own)
-            without = without_shared_experts(model, layers, more)
-            yield LossPoint(name, num_shared, _loss_under(model, ids, without))
+            yield LossPoint(name, num_shared, loss)
     for number in spread(most):
         barring = biased_experts(model, dict.fromkeys(layers, _bar_top(number)))
         yield LossPoint("top routed", number, _loss_under(model, ids, barring))

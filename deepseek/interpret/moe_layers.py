@@ -141,7 +141,7 @@ def without_shared_experts(model, layers: Iterable[int], more_routed: int = 0):
     """Within it, and in this thread, the shared experts of `layers` add nothing; a layer that has none is unaffected.
 
     `more_routed` experts run for every token besides its top-k, in their place: those that its router ranks next, weighed by
-    the router's own rule.
+    the router's own rule. Raises ValueError when a layer runs that weighs no more than its own number.
     """
     own = moe_layers(model)
     with _set(model, _without_shared, {index: more_routed for index in layers if own[index].shared}):
@@ -211,6 +211,10 @@ def _before_experts(index: int, _experts, arguments, keywords) -> tuple | None:
     indices = next((tensor for tensor in tensors if not tensor.is_floating_point()), None)
     weights = [tensor for tensor in tensors if tensor.is_floating_point() and indices is not None]
     given = next(((indices, tensor) for tensor in weights if tensor.shape == indices.shape), None)
+    if indices is not None and given is None and (_without_shared.get() or {}).get(index):
+        raise ValueError(
+            f"layer {index} weighs no more experts than its own number, so no others can run in their place."
+        )
     layer, token, *row = _replaced.get() or (None, None)
     if given is None or layer != index:
         _keep(index, given)

@@ -155,7 +155,8 @@ class Figures:
         self.figures[name] = figure.to_json()
         heading = f"<h4>{html.escape(heading)}</h4>" if heading else ""
         height = figure.layout.height
-        plot = f'<div class="plot" style="min-height:{height}px" data-figure="{name}"></div>'
+        wide = "" if _fits_a_phone(figure) else " wide"
+        plot = f'<div class="plot{wide}" style="min-height:{height}px" data-figure="{name}"></div>'
         button = f'<button class="csv" data-csv="{name}">CSV</button>'
         return f'<div class="figure">{heading}<div class="scroll">{plot}</div>{button}</div>'
 
@@ -169,6 +170,14 @@ class Figures:
         """All data as JSON that no text within it can end early."""
         parsed = {name: json.loads(figure) for name, figure in self.figures.items()}
         return json.dumps({"figures": parsed, "tables": self.tables}).replace("<", "\\u003c")
+
+
+def _fits_a_phone(figure) -> bool:
+    """Whether a figure is of lines, points or level bars over its whole width: the others scroll where there is no room."""
+    spans = figure.layout.xaxis.domain in (None, (0.0, 1.0))
+    return spans and all(
+        trace.type == "scatter" or trace.type == "bar" and trace.orientation == "h" for trace in figure.data
+    )
 
 
 def _anchor(chapter: Section | Part) -> str:

@@ -8,6 +8,7 @@ from plotly.subplots import make_subplots
 from deepseek.interpret.importance import KnockOut, LossPoint, RunnerUps
 from deepseek.interpret.steering import Effect, RateDifference
 from deepseek.ui.plots import style
+from deepseek.ui.plots.specialization import SERIES_COLOURS
 
 MAX_SHOWN = 16  # experts with a row each
 DIVERGING = {"A": style.EXPERT_COLOURS[5], "B": style.EXPERT_COLOURS[4]}
@@ -60,7 +61,7 @@ def loss_curves(points: Sequence[LossPoint], axis_title: str) -> go.Figure:
             y=[round(point.loss, 4) for point in line],
             name=name,
             mode="lines+markers",
-            line=dict(color=style.expert_colour(index), dash=LINES[index % len(LINES)]),
+            line=dict(color=SERIES_COLOURS[index % len(SERIES_COLOURS)], dash=LINES[index % len(LINES)]),
             hovertemplate=f"{name}, %{{x}} disabled: %{{y:.3f}} nats<extra></extra>",
         )
     style.layout(figure, 360, legend_y=1.2, margin_b=60).update_yaxes(title="loss, nats per token")

@@ -28,11 +28,16 @@ def test_the_report_opens_without_the_network(page, context, tmp_path):
     section = report.locator("#partners")
     section.scroll_into_view_if_needed()
     section.locator("summary").get_by_text("layer 2", exact=True).click()
+    section.locator(".plot:visible").last.scroll_into_view_if_needed()
     expect(section.locator(".js-plotly-plot:visible")).to_have_count(3)
     section.locator(".sorted:visible").scroll_into_view_if_needed()
     expect(section.locator(".sorted:visible tbody tr").first).to_be_visible()
     with report.expect_download() as download:
         section.locator(".csv:visible").first.click()
+    for number, name in ((5, "importance"), (3, "steer")):
+        for place in report.locator(f"#{name} .plot").all():
+            place.scroll_into_view_if_needed()
+        expect(report.locator(f"#{name} .js-plotly-plot")).to_have_count(number)
     assert download.value.suggested_filename.startswith("partners") and not complaints, complaints
     report.close()
 
