@@ -64,7 +64,7 @@ def loss_curves(points: Sequence[LossPoint], axis_title: str) -> go.Figure:
             line=dict(color=SERIES_COLOURS[index % len(SERIES_COLOURS)], dash=LINES[index % len(LINES)]),
             hovertemplate=f"{name}, %{{x}} disabled: %{{y:.3f}} nats<extra></extra>",
         )
-    style.layout(figure, 360, legend_y=1.2, margin_b=60).update_yaxes(title="loss, nats per token")
+    style.layout(figure, 380, legend_y=-0.25).update_yaxes(title="loss, nats per token")
     return figure.update_xaxes(title=axis_title, rangemode="tozero")
 
 
