@@ -218,9 +218,9 @@ def build(checkpoint: str) -> None:
         opened = model_registry.get_model(checkpoint)
         with user_errors():
             require("seed", seed, int, "a whole number, the same for all samples")
+            request = requested(opened[1], prompt, messages, chat)
             setting = ALIASES.get(setting, setting) if isinstance(setting, str) else setting
             batch = sweep_params(side_params("settings", settings, seed), setting, values)
-            request = requested(opened[1], prompt, messages, chat)
         *_, generations = generate_batch(*opened, request, batch)
         samples = [
             {

@@ -58,6 +58,7 @@ SETTINGS = {
     "regex": (["", "[a-z ]+", "(a|b)*a(a|b){30}"], ["(", "a{9999}", r"\1", "x" * 2001, None, [], *NO_TEXT]),
     "choice": ([[]], [5, None, [5], [""]]), "json_schema": ([""], ["{", "5", 5, None, [], NAN]),
 }  # fmt: skip
+MESSAGES = ([[]], [5, "x", [5], {"a": 1}, [{"role": "me", "content": "a"}]])
 PROMPT = (TEXTS[:-1], ["", " ", "x" * 10**6, "word " * 3000, None, [], *NO_TEXT])
 NAME = (["", "nobody", "run"], [*NO_TEXT, None, [], {}])
 INTERVENTIONS = (
@@ -66,12 +67,13 @@ INTERVENTIONS = (
 )
 ARGUMENTS = {
     "generate": {"prompt": PROMPT, **{field.name: SETTINGS[field.name] for field in fields(SamplingParams)}, "traces": BOOL,
-                 "interventions": INTERVENTIONS, "messages": ([[]], [5, "x", [5], {"a": 1}, [{"role": "me", "content": "a"}]]),
+                 "interventions": INTERVENTIONS, "messages": MESSAGES,
                  "chat": BOOL, "why_not": (["", "fox", " the", "\ud800"], [" ", "x" * 101, None, [], *NO_TEXT]),
                  "forced_tokens": ([[], ["0-5"], ["1-7", "99-1"]], [5, "0-5", ["x"], [5], ["0-99999"], {"0": 5}, None])},
     "trace": {"text": PROMPT, "attention_layer": ([-1, 0, 3, 2.0], [*NUMBERS, 99, -2, 0.5]),
               "other": (["", "a b"], NO_TEXT), "losses": OFF, "ids": ([[]], [[-1], [10**6], [[1]], 5, "x", [0.5]]),
-              "walk": ([-1, 0, 1.0], [*NUMBERS, 10**6, -2, 0.5]), "interventions": INTERVENTIONS, "importances": OFF},
+              "walk": ([-1, 0, 1.0], [*NUMBERS, 10**6, -2, 0.5]), "interventions": INTERVENTIONS, "importances": OFF,
+              "messages": MESSAGES},
     "steer": {
         "texts_a": ([["a b.", "c d.", "e f.", "g h."]], [[], ["a b"], [5], "x", None, {}, NAN]),
         "texts_b": ([["1 2", "3 4", "5 6", "7 8"]], [[], ["a b"], [None], 5, None]),
@@ -82,7 +84,7 @@ ARGUMENTS = {
         "prompt": PROMPT,
         "a": ([{"max_new_tokens": 2}], [None, 5, "x", [], {"nope": 1}, {"max_new_tokens": NAN}, {"stop": 3}, *NO_TEXT[-1:]]),
         "b": ([{"max_new_tokens": 2, "temperature": 0}], [{"seed": 1, "top_p": 9}, {"": 1}, {"order": {}}, ["temperature"]]),
-        "seed": NUMBER(0, 3),
+        "seed": NUMBER(0, 3), "messages": MESSAGES, "chat": BOOL,
     },
     "sweep": {
         "prompt": PROMPT,
@@ -90,7 +92,7 @@ ARGUMENTS = {
         "values": ([[1, 2], [3.0, 1], [1, 2, 3]],
                    [None, 5, "x", [], [1], [1, 1], [1, None], [1] * 9, [NAN, 1], ["a", "b"], [{}, 1]]),
         "settings": ([{"max_new_tokens": 2}], [None, 5, [], {"nope": 1}, {"max_new_tokens": NAN}, *NO_TEXT[-1:]]),
-        "seed": NUMBER(0, 3),
+        "seed": NUMBER(0, 3), "messages": MESSAGES, "chat": BOOL,
     },
     "specialization": {"texts": ([{}, {"a": "a fox"}], [5, "x", [1], {"a": 5}, {"": "x"}, {"a": ""}]),
                        "layer": ([-1, 3, 2.0], [*NUMBERS, 99, 0.5])},
@@ -226,7 +228,9 @@ def fault(endpoint: str, field: str | None, answered: bool, answer) -> str:
     name = SYNONYMS.get(field, re.escape(repr(field)[1:-1])[:50])
     if not re.search(rf"\b({name})\b|{name}", answer.replace("-", "_")):
         return "a refusal that does not name the field"
-    rule = re.search(r"( is | has | are |: ).*(must|the model reads|needs about|which cannot be opened)", answer)
+    rule = re.search(
+        r"( is | has | are | names | holds |: ).*(must|the model reads|needs about|which cannot be opened)", answer
+    )
     return "" if rule else "a refusal that does not say what is allowed"
 
 

@@ -64,5 +64,5 @@ print(sum(p.nbytes for p in model.parameters()), status("VmHWM") - before[0], st
     model_bytes, peak, kept = map(int, subprocess.check_output(arguments, cwd=ROOT).split())
     stored_bytes = (tmp_path / "model.safetensors").stat().st_size
     peak -= stored_bytes  # mapped, and given back on demand
-    assert 0.5 * loading_bytes(model_bytes, stored_bytes) < peak < loading_bytes(model_bytes, stored_bytes) + 2**25
+    assert 0.35 * loading_bytes(model_bytes, stored_bytes) < peak < loading_bytes(model_bytes, stored_bytes) + 2**25
     assert kept < 1.1 * model_bytes + 2**26, "what loading alone took was given back"

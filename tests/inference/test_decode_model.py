@@ -128,5 +128,5 @@ def test_unknown_weights_are_refused(tiny):
 
 def test_a_model_that_is_not_supported_is_refused(llama):
     assert new_cache(llama, 8) is None
-    with pytest.raises(ValueError, match="model is LlamaForCausalLM"):
+    with pytest.raises(ValueError, match="model is of type 'llama'"):
         DecodeModel(llama)

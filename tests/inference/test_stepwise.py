@@ -19,5 +19,5 @@ def test_the_loss_is_that_of_the_models_forward_and_moves_with_rounded_weights(n
 
 
 def test_a_model_without_a_decode_model_is_refused(llama):
-    with pytest.raises(ValueError, match="model is LlamaForCausalLM"):
+    with pytest.raises(ValueError, match="model is of type 'llama'"):
         StepwiseModel(llama, "int8")

@@ -111,7 +111,12 @@ def test_the_importance_of_every_expert_is_drawn(page, demo):
     }
     assert shown == pytest.approx(effects, abs=2e-2)
     expect(page.locator("#runner-ups .ytick > text")).to_have_count(5)
-    assert [line["name"] for line in drawn(page, "top-disabled")] == ["top routed", "shared", "random routed"]
+    assert [line["name"] for line in drawn(page, "top-disabled")] == [
+        "top routed",
+        "shared",
+        "shared, routed in their place",
+        "random routed",
+    ]
     assert len(drawn(page, "one-after-another")) == 3 and len(drawn(page, "knock-outs")[0]["y"]) == 16
     assert_fits(page)
     visible_box(page, "experts of").click()

@@ -19,7 +19,7 @@ TABS = [
     ["Layers"],
 ]
 DRAWN = """plot => plot._fullData.map(trace => ({
-  type: trace.type, name: plot.data[trace.index].name,
+  type: trace.type, name: plot.data[trace.index].meta || plot.data[trace.index].name,
   x: trace.x && [...trace.x], y: trace.y && [...trace.y], z: trace.z && trace.z.map(row => [...row]),
   labels: trace.node && [...trace.node.label],
   links: trace.link && [...trace.link.value].map((v, i) => [trace.link.source[i], trace.link.target[i], v]),
