@@ -70,4 +70,11 @@ def test_a_batch_gives_each_request_the_traces_it_gets_alone(family, tokenizer):
         jobs.append((PROMPT[: 4 + index], params, forced, INTERVENTIONS if index == 4 else ()))
     decode_model = DecodeModel(family)
     alone = [drained([Request(family, tokenizer, *job)], decode_model)[0] for job in jobs]
-    assert drained([Request(family, tokenizer, *job) for job in jobs], decode_model) == alone
+    together = drained([Request(family, tokenizer, *job) for job in jobs], decode_model)
+    for tokens, expected in zip(together, alone, strict=True):
+        assert [(token.id, token.rank) for token in tokens] == [(token.id, token.rank) for token in expected]
+        for token, same in zip(tokens, expected):  # the pass over the prompt is torch's, which rounds as it likes
+            assert token.probability == pytest.approx(same.probability, abs=1e-6)
+            assert token.experts.keys() == same.experts.keys()
+            for layer, pairs in token.experts.items():
+                assert dict(pairs) == pytest.approx(dict(same.experts[layer]), abs=1e-6)
