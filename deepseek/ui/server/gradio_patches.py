@@ -6,7 +6,6 @@ megabyte. Here a component is described when its value changes or when the descr
 """
 
 from copy import copy
-from math import inf
 
 import gradio
 from gradio import state_holder
@@ -17,7 +16,7 @@ VERSION = "6.31."
 
 
 class Expired:
-    """The value of a gr.State after its `time_to_live`, or after a restart of the app: false, and its use is refused.
+    """The value of a gr.State after its `time_to_live`: false, and its use is refused.
 
     gradio gives the State's first value in its place, as if the page still showed what it did when it was opened.
     """
@@ -28,7 +27,9 @@ class Expired:
     def __getattr__(self, name):
         if name.startswith("__"):  # Python's own questions about an object
             raise AttributeError(name)
-        raise user_error(ValueError("what is shown here is no longer kept; generate or trace it again."))
+        raise user_error(
+            ValueError("what is shown here was kept for an hour, and is gone; generate or trace it again.")
+        )
 
     def __getitem__(self, index):
         return self.value
@@ -41,13 +42,10 @@ class LightSession(state_holder.SessionState):
         self.blocks_config = copy(blocks.default_config)
         self.config_values, self.state_data, self._state_ttl = {}, {}, {}
         self.is_closed, self.STATE_TTL_WHEN_CLOSED = False, 3600
-        self.is_loaded = False  # a page that was loaded before its session began shows what an older one kept
 
     def __getitem__(self, key):
-        if key not in self.state_data:
-            time_to_live = getattr(self.blocks_config.blocks[key], "time_to_live", inf)
-            if key in self._state_ttl or time_to_live < inf and not self.is_loaded:
-                return Expired()
+        if key in self._state_ttl and key not in self.state_data:  # it was set, and deleted since
+            return Expired()
         return super().__getitem__(key)
 
     @property

@@ -21,8 +21,6 @@ class ValidatedBlocks(gr.Blocks):
         return super().get_config_file() | {"connect_heartbeat": False}
 
     async def preprocess_data(self, block_fn, inputs, state, explicit_call=False):
-        if state and any(event == "load" for _, event in block_fn.targets):
-            state.is_loaded = True
         with user_errors():
             if block_fn.fn is None:
                 raise ValueError("this event runs in the browser alone; it must not be sent.")

@@ -218,7 +218,7 @@ def build(demo, checkpoint: gr.State, kept: gr.BrowserState, first: Generation):
             yield gr.skip()
         else:
             gr.Info("The same text is sampled again, from its seed.")
-            yield from run_link(turn, query if "prompt" in QueryParams(query) else share.query_of(first, current))
+            yield from run_link(turn, query)
 
     def show_link_details(generation, query):
         return show_details(generation) if "prompt" in QueryParams(query) else gr.skip()

@@ -91,7 +91,7 @@ def build(demo, tab: gr.Tab) -> None:
 
     What depends on whether there are runs stays hidden until the page has asked.
     """
-    reader, overlay_reader = (gr.State(run_view.RunReader()) for _ in range(2))
+    reader, overlay_reader = (gr.State(run_view.RunReader(), time_to_live=3600) for _ in range(2))
     shown = gr.JSON(visible=False)  # what the panels show: see view.changed
     clock = gr.HTML(js_on_load=POLL_JS, visible="hidden")
     gr.Markdown(
