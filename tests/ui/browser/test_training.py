@@ -212,7 +212,7 @@ def test_two_finished_runs_are_compared_and_one_is_extended_downloaded_and_delet
     expect(labelled(page, "run")).to_have_value(re.compile("former"))
     assert not (root / "newer").exists()
     runs.delete(root, "former")  # as another window would
-    shown = "[...document.querySelectorAll('input')].some(e => e.checkVisibility() && e.value.startsWith('former'))"
+    shown = "[...document.querySelectorAll('input')].some(e => e.checkVisibility() && e.value.startsWith('former ·'))"
     page.wait_for_function(f"!{shown}")
 
 
