@@ -105,7 +105,8 @@ card.addEventListener('keydown', event => { if (event.key === 'Escape') leave();
 addEventListener('resize', place);
 addEventListener('scroll', place, {passive: true, capture: true});
 setInterval(() => {  // a picture is drawn anew when another token is selected
-  if (!target || target.isConnected) return;
+  if (step < 0 || card.hidden || target?.isConnected) return;
   ring(document.querySelector(STEPS[step].at));
+  target?.scrollIntoView({block: 'center'});
   place();
 }, 200);

@@ -4,6 +4,7 @@ import re
 
 import pytest
 from playwright.sync_api import expect
+from running import wait_until
 from ui.browser.actions import (
     ask_for_a_long_sample,
     begin,
@@ -160,10 +161,17 @@ def test_a_selected_token_shows_its_funnel_and_branches(page):
     expect(page.locator("#stats")).not_to_contain_text("branched")
     assert texts(page, "strip") == before
     expect(tree.first).to_have_attribute("aria-pressed", "true")
-    page.wait_for_timeout(300)  # an answer that comes later closes the list
-    page.wait_for_function("!document.querySelector('.pending')")
-    page.get_by_label("compare this text with").first.click()
-    page.locator("ul[role=listbox] li", has_text="token 8").click()
+    box = page.get_by_label("compare this text with").first
+    option = page.locator("ul[role=listbox] li", has_text="token 8")
+
+    def is_listed():  # an answer that comes later closes the list
+        box.blur()
+        box.click()
+        page.wait_for_timeout(500)
+        return option.count()
+
+    wait_until(is_listed)
+    option.click()
     expect(page.locator("#strip-other .token.diverged")).to_have_count(1)
     assert texts(page, "strip-other") == after
 
