@@ -12,6 +12,7 @@ from deepseek.ui import api
 from deepseek.ui.components import presets
 from deepseek.ui.components.tour import tour
 from deepseek.ui.components.traces import EXAMPLE_TEXTS, trace_long
+from deepseek.ui.components.view import tab_id
 from deepseek.ui.generation import EXAMPLES, QUICK_QUEUE, Generation, generate
 from deepseek.ui.server import validated_blocks
 from deepseek.ui.server.model_registry import NUM_THREADS
@@ -67,8 +68,8 @@ def build(model, tokenizer, start_workers: Callable[[], None]) -> gr.Blocks:
             gr.Markdown(INTRO)
             tour()
             headline = gr.Markdown(model_info.headline(model.name_or_path), elem_id="which")
-        with gr.Tabs() as tabs:
-            tab = {name: gr.Tab(name) for name in TABS}
+        with gr.Tabs():
+            tab = {name: gr.Tab(name, elem_id=tab_id(name)) for name in TABS}
             with tab["Train"]:
                 train.build(demo, tab["Train"])
             with tab["Model"]:
@@ -84,7 +85,7 @@ def build(model, tokenizer, start_workers: Callable[[], None]) -> gr.Blocks:
                 generation, ended, interventions = playground.build(demo, checkpoint, kept, first)
             first_text = generation, first_trace, checkpoint
             with tab["Walk"]:
-                texts = [walk.build(generation, checkpoint, tabs)]
+                texts = [walk.build(generation, checkpoint, tab["Walk"])]
             with tab["Experts"]:
                 texts.append(experts.build(model, *first_text, tab["Experts"], examples))
             with tab["What experts do"]:

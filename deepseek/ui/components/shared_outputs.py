@@ -1,39 +1,42 @@
 """Outputs that several of a page's events write to: the newest event wins.
 
-gradio lets all running events write, so that two samples would take turns in one strip. Here the events that write to the same
-outputs take numbers. Once one has something to show, the answers of older ones are dropped and their work ends; one that is
-refused before changes nothing. The page draws each event's answers in order, but not those of two events: it may still have
-old ones to draw when a newer event answers. So a newer event hands its answers to the one that streams already.
+gradio lets all running events write, so that two samples would take turns in one strip. Here the page sends with each event the
+time at which the user caused it, since two requests may arrive in either order. Once one has something to show, the answers of
+older ones are dropped and their work ends; one that is refused before changes nothing. The page draws each event's answers in
+order, but not those of two events: it may still have old ones to draw when a newer event answers. So a newer event hands its
+answers to the one that streams already.
 """
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from functools import wraps
-from itertools import chain, count
+from functools import partial, wraps
+from itertools import chain
 from threading import Lock
 
 import gradio as gr
 
 from deepseek.ui.generation import QUICK_QUEUE
 
+SEND_TIME_JS = "(turns, time, ...values) => [turns, performance.now(), ...values]"
+
 
 class Turns:
     """What a page's events that write to the same outputs know of each other."""
 
     def __init__(self):
-        self.numbers, self.lock = count(1), Lock()
-        self.shown = 0  # number of the newest event that has shown something
-        self.added = {}  # function -> number of the newest event for which it has added to that
-        self.stopped = 0  # the events up to this number end
+        self.lock = Lock()
+        self.shown = 0.0  # time of the newest event that has shown something, in ms since the page was opened
+        self.added = {}  # function -> time of the newest event for which it has added to that
+        self.stopped = 0.0  # the events up to this time end
         self.is_streaming = False
         self.handed: Iterator | None = None  # the answers with which the event that streams goes on
 
     def __deepcopy__(self, memo):  # gradio copies a State's first value for every page
         return Turns()
 
-    def stop(self) -> None:
-        """Ends all events that have begun."""
-        self.stopped = next(self.numbers)
+    def stop(self, time: float) -> None:
+        """Ends all events that the user caused before."""
+        self.stopped = max(time, self.stopped)
 
     def next_answers(self) -> Iterator | None:
         """What a newer event has handed over; None if nothing, and from then on no event streams."""
@@ -46,19 +49,19 @@ class Turns:
 class Turn:
     """An event's turn at the outputs."""
 
-    def __init__(self, turns: Turns):
-        self.turns, self.number = turns, next(turns.numbers)
+    def __init__(self, turns: Turns, time: float):
+        self.turns, self.time = turns, time
 
     def is_over(self) -> bool:
         """Whether to work on is of no use: a newer event has shown something, or the user has pressed Stop."""
-        return self.number < max(self.turns.shown, self.turns.stopped)
+        return self.time < max(self.turns.shown, self.turns.stopped)
 
     def show(self, answers: Iterator, streams: bool) -> Iterator | None:
         """The answers if this event is to send them itself, None if its turn is over or the event that streams sends them."""
         with self.turns.lock:
             if self.is_over():
                 return None
-            self.turns.shown = self.number
+            self.turns.shown = self.time
             if self.turns.is_streaming:
                 self.turns.handed = answers
                 return None
@@ -67,18 +70,18 @@ class Turn:
 
 
 def take_turns(function: Callable) -> Callable:
-    """The event function that has the page's Turns as its first input in place of `function`'s Turn."""
+    """The event function that has the page's Turns and the event's time as its first inputs in place of `function`'s Turn."""
 
     @wraps(function)
-    def respond(turns, *values):
-        turn = Turn(turns)
+    def respond(turns, time, *values):
+        turn = Turn(turns, time)
         answer = function(turn, *values)
         shows = answer != gr.skip() and turn.show(iter([answer]), streams=False)
         return answer if shows else gr.skip()
 
     @wraps(function)
-    def stream(turns, *values):
-        turn = Turn(turns)
+    def stream(turns, time, *values):
+        turn = Turn(turns, time)
         answers = function(turn, *values)
         first = next(answers, gr.skip())  # raises what refuses the event, before it takes its turn
         answers = first != gr.skip() and turn.show(chain([first], answers), streams=True)
@@ -97,23 +100,32 @@ def take_turns(function: Callable) -> Callable:
                     raise
         yield gr.skip()  # gradio sends again what comes last
 
-    return stream if inspect.isgeneratorfunction(function) else respond
+    return _with_time(stream if inspect.isgeneratorfunction(function) else respond, _parameters(function)[1:])
 
 
 def add_to_turn(function: Callable) -> Callable:
-    """The event function that has the page's Turns as its first input, before those of `function`."""
+    """The event function that has the page's Turns and the event's time as its first inputs, before those of `function`."""
 
     @wraps(function)
-    def respond(turns, *values):
-        number, shown = next(turns.numbers), turns.shown
+    def respond(turns, time, *values):
+        shown = turns.shown
         answer = function(*values)
-        if turns.shown != shown or number < turns.added.get(function, 0):
+        if turns.shown != shown or time < turns.added.get(function, 0):
             return gr.skip()
-        turns.added[function] = number
+        turns.added[function] = time
         return answer
 
-    first = inspect.Parameter("turns", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    respond.__signature__ = inspect.Signature([first, *inspect.signature(function).parameters.values()])
+    return _with_time(respond, _parameters(function))
+
+
+def _parameters(function: Callable) -> list[inspect.Parameter]:
+    return list(inspect.signature(function).parameters.values())
+
+
+def _with_time(respond: Callable, parameters: list[inspect.Parameter]) -> Callable:
+    """`respond`, which says that it has these parameters after its first two: gradio looks for gr.EventData there."""
+    first = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("turns", "time")]
+    respond.__signature__ = inspect.Signature([*first, *parameters])
     return respond
 
 
@@ -121,24 +133,39 @@ class SharedOutputs:
     """The outputs, and the listeners that write to them. `options` are those of a gradio event."""
 
     def __init__(self, outputs: Sequence, **options):
-        self.outputs, self.turns = list(outputs), gr.State(Turns())
-        # "multiple": no click is ignored while an older event still runs
-        self.options = dict(api_visibility="private", show_progress="hidden", trigger_mode="multiple") | options
+        self.outputs = list(outputs)
+        self.turn_inputs = [gr.State(Turns()), gr.Number(0, label="time", visible=False)]
+        self.options = dict(api_visibility="private", show_progress="hidden", js=SEND_TIME_JS) | options
 
     def on(
-        self, event: Callable, function: Callable, inputs: Sequence = (), outputs: Sequence | None = None, **options
+        self,
+        events: Callable | Sequence[Callable],
+        function: Callable,
+        inputs: Sequence = (),
+        outputs: Sequence | None = None,
+        **options,
     ):
-        """Has `function(turn, *inputs)` answer an event, or stream answers until `turn.is_over()`. Returns the listener.
+        """Has `function(turn, *inputs)` answer the events, or stream answers until `turn.is_over()`. Returns the listener.
 
-        `outputs` are other components than all that are shared.
+        A newer event ends a stream; it waits for an answer, and only the newest does. `outputs` are other components than all
+        that are shared.
         """
-        outputs = self.outputs if outputs is None else outputs
-        return event(take_turns(function), [self.turns, *inputs], outputs, **self.options | options)
+        mode = "multiple" if inspect.isgeneratorfunction(function) else "always_last"
+        return self._listen(
+            events, take_turns(function), inputs, self.outputs if outputs is None else outputs, mode, options
+        )
 
-    def add(self, event: Callable, function: Callable, inputs: Sequence, outputs: Sequence, **options):
-        """Has `function(*inputs)` answer an event about what is shown; dropped once something else, or a newer one, is."""
-        return event(add_to_turn(function), [self.turns, *inputs], outputs, **self.options | options)
+    def add(
+        self, events: Callable | Sequence[Callable], function: Callable, inputs: Sequence, outputs: Sequence, **options
+    ):
+        """Has `function(*inputs)` answer events about what is shown; dropped once something else, or a newer one, is."""
+        return self._listen(events, add_to_turn(function), inputs, outputs, "always_last", options)
+
+    def _listen(self, events, function, inputs, outputs, mode, options):
+        listen = events if callable(events) else partial(gr.on, events)
+        options = dict(trigger_mode=mode) | self.options | options
+        return listen(function, [*self.turn_inputs, *inputs], outputs, **options)
 
     def stop_on(self, event: Callable) -> None:
         """Ends all events at `event`; what they have shown stays."""
-        event(Turns.stop, self.turns, None, **QUICK_QUEUE)
+        event(Turns.stop, self.turn_inputs, None, js=SEND_TIME_JS, **QUICK_QUEUE)

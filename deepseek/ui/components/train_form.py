@@ -78,7 +78,13 @@ def build() -> dict[str, gr.components.Component]:
 
     c["source"].change(choose_source, c["source"], [c["file"], c["hub"]], **QUICK_QUEUE)
     for changed in (c["source"].change, c["file"].change, c["encoding"].input):
-        changed(offer_columns, [c["source"], c["file"], c["encoding"]], c["text_column"], **QUICK_QUEUE)
+        changed(
+            offer_columns,
+            [c["source"], c["file"], c["encoding"]],
+            c["text_column"],
+            trigger_mode="always_last",
+            **QUICK_QUEUE,
+        )
     on_pick(c["preset"], choose_preset, [c["preset"]], [c[name] for name in PRESET_FIELDS])
     return c
 

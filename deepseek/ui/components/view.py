@@ -22,10 +22,21 @@ const lines = element.querySelector('.lines'), draw = () => { lines.textContent 
 watch('value', draw);
 draw();
 """
-RENEWED_JS = """
+IS_OPEN_JS = """async (turns, time, open, ...values) => {
+    time = performance.now();
+    await new Promise(drawn => setTimeout(drawn));  // the event of a tab that opens comes before it is shown
+    const tab = document.getElementById(%s);
+    return [turns, time, !tab || tab.checkVisibility(), ...values];
+}"""
+EDITED_JS = """
 const tab = element.closest('[role=tabpanel]');
-watch('value', () => { if (tab.checkVisibility()) trigger('renewed'); });
+watch('value', () => { if (tab.checkVisibility()) trigger('edit'); });
 """
+
+
+def tab_id(name: str) -> str:
+    """The id of a tab's panel in the page."""
+    return f"{name.lower().replace(' ', '-')}-tab"
 
 
 def figure(value, name: str, **options) -> gr.Plot:
@@ -70,11 +81,11 @@ def text_box(text: str) -> tuple[gr.Textbox, gr.Button]:
 
 
 def sample_watch() -> gr.HTML:
-    """A hidden element whose value changes with the user's sample and checkpoint; `renewed` is its event if its tab is open then.
+    """A hidden element whose value changes with the user's sample and checkpoint; `edit` is its event if its tab is open then.
 
     A tab that is opened while a text grows has drawn the text before.
     """
-    return gr.HTML(html_template="<div></div>", js_on_load=RENEWED_JS, value="", visible="hidden")
+    return gr.HTML(html_template="<div></div>", js_on_load=EDITED_JS, value="", visible="hidden")
 
 
 def setting_control(field: Field, value, label: str, **options) -> gr.components.Component:
@@ -146,21 +157,20 @@ def connect_view(
     fitted: Sequence = (),
     fit: Callable[..., list[dict]] = lambda model: [],
     is_drawn: bool = True,
-    sub_tab: tuple[gr.State, str] | None = None,
+    tab: gr.Tab | None = None,
     **options,
-):
+) -> SharedOutputs:
     """Redraws a view on the events `requested`, and if out of date on the events `opened`.
 
-    Returns the view's SharedOutputs and the listeners of `opened`. `redraw(model, tokenizer, *values of inputs)` returns the
-    values of `outputs`, or `redraw(turn, model, ...)` yields them as they grow, until `turn.is_over()`. The view is out of date
-    unless it shows the user's checkpoint and the present values of the first `num_watched` inputs; at first it shows nothing,
-    or if `is_drawn` the page's own checkpoint. For another checkpoint `fit(model)` gives the properties (value, choices,
-    maximum) of the inputs in `fitted`. A view in a sub-tab gives (State with the open sub-tab's name, its own name).
-    `options` are those of a gradio event.
+    Returns the view's SharedOutputs. `redraw(model, tokenizer, *values of inputs)` returns the values of `outputs`, or
+    `redraw(turn, model, ...)` yields them as they grow, until `turn.is_over()`. The view is out of date unless it shows the
+    user's checkpoint and the present values of the first `num_watched` inputs; at first it shows nothing, or if `is_drawn` the
+    page's own checkpoint. For another checkpoint `fit(model)` gives the properties (value, choices, maximum) of the inputs in
+    `fitted`. With a `tab`, which has an id, the events `opened` redraw it only if that tab is open. `options` are those of a
+    gradio event.
     """
     shows = (checkpoint.value, *(block.value for block in inputs[:num_watched])) if is_drawn else None
     drawn = gr.State(shows, time_to_live=3600)
-    open_tab, name = sub_tab or (checkpoint, None)
     all_inputs = [checkpoint, *inputs]
     streams = inspect.isgeneratorfunction(redraw)
     options = dict(show_progress="minimal", show_progress_on=list(outputs), **MODEL_QUEUE) | options
@@ -176,9 +186,9 @@ def connect_view(
     def on_request(turn, _progress=gr.Progress(), path="", *values):  # noqa: B008
         yield from draw(turn, path, values, [gr.skip() for _ in fitted])
 
-    def on_open(turn, open_name, drawn, path, *values):
+    def on_open(turn, is_open, drawn, path, *values):
         updates = [gr.skip() for _ in fitted]
-        if drawn and tuple(drawn) == (path, *values[:num_watched]) or name is not None and open_name != name:
+        if not is_open or drawn and tuple(drawn) == (path, *values[:num_watched]):
             yield gr.skip()
             return
         if not drawn or path != drawn[0]:
@@ -189,6 +199,7 @@ def connect_view(
         yield from draw(turn, path, values, updates)
 
     handlers = (on_request, on_open) if streams else (first_of(on_request), first_of(on_open))
-    for event in requested:
-        view.on(event, handlers[0], all_inputs)
-    return view, [view.on(event, handlers[1], [open_tab, drawn, *all_inputs]) for event in opened]
+    view.on(requested, handlers[0], all_inputs)
+    is_open, js = gr.Checkbox(True, label="is open", visible=False), IS_OPEN_JS % json.dumps(tab.elem_id if tab else "")
+    view.on(opened, handlers[1], [is_open, drawn, *all_inputs], js=js)
+    return view

@@ -1,11 +1,15 @@
-"""A workaround for two faults of gradio 6.31's page, which searches too much and may lose an event.
+"""A workaround for faults of gradio 6.31's page, which searches too much, and loses events and answers.
 
 - js/core/src/init.svelte.ts: `find_node_by_id` walks the whole tree, through Svelte's proxies, once for each output of each
   event; `find_attached_events` goes through all events for each component. With the thousand components and three hundred
   events of this page that is most of what the browser does. Here both look into an index, so the page shows its first text in
   half the time (`python tests/measure/page_load.py`). Upstream: https://github.com/gradio-app/gradio/issues/12314.
+- js/core/src/dependency.ts: what waits for an event of `trigger_mode="always_last"` is run with the data (which token was
+  clicked) of the event it waited for, and not at all if that was refused. Here it has its own data, and is run.
 - client/js/src/utils/stream.ts: the server closes the stream of answers when no event is pending. An event that the page sends
   just then counts on that stream, and its answer is not read until the next event. Here the page opens another.
+- client/js/src/utils/submit.ts: an event that was answered before the page knew its id is counted as pending for good. Each open
+  stream holds one of the six connections that a browser opens to a host, so a few windows would keep each other waiting.
 """
 
 from pathlib import Path
@@ -25,9 +29,21 @@ REPLACEMENTS = {  # by the files' names, as {gradio's text: ours}
         "seen.has(e)||(seen.add(e),this.events.has(e)||this.events.set(e,[]),t&&this.events.get(e).push(t))}}"
         "let n=this.events.get(e.id)??[];return e.props",
     },
+    "Blocks-*.js": {
+        "client;queue=new Set;": "client;queue=new Map;",
+        "if(t===`defer`){this.queue.add(r.id);continue}":
+        "if(t===`defer`){this.queue.set(r.id,{type:`fn`,fn_index:r.id,event_data:e.event_data,target_id:e.target_id});continue}",
+        "this.queue.has(r.id)&&(this.queue.delete(r.id),this.dispatch(e))}}catch{": "this.run_deferred(r.id)}}catch{",
+        "this.dispatch({type:`fn`,fn_index:e,event_data:null,target_id:l})})}}}}create(e){":
+        "this.dispatch({type:`fn`,fn_index:e,event_data:null,target_id:l})}),this.run_deferred(r.id)}}}}"
+        "run_deferred(e){let t=this.queue.get(e);this.queue.delete(e),t&&this.dispatch(t)}create(e){",
+    },
     "index-*.js": {
         "if(s.msg===`close_stream`){wt(r,o.abort_controller);return}":
         "if(s.msg===`close_stream`){wt(r,o.abort_controller),t.size&&o.open_stream();return}",
+        "E in g&&(g[E].forEach(e=>t(e)),delete g[E]),v[E]=t,y.add(E),h.open||await this.open_stream()":
+        "v[E]=t,y.add(E),E in g&&(g[E].forEach(e=>{e.msg===`process_completed`&&y.delete(E),t(e)}),delete g[E]),"
+        "h.open||y.size&&await this.open_stream()",
     },
 }  # fmt: skip
 

@@ -161,13 +161,13 @@ def build(model, generation: gr.State, first: Trace, checkpoint: gr.State, tab: 
         return (lines or "") + attended_line(weights_HQT[head, token - first], token), (text, checkpoint, token)
 
     fitted = [layer, head, *ranges]
-    view, _ = connect_view(
+    view = connect_view(
         redraw,
         [box, generation, tokens, small, selected, layer, head, *ranges],
         [note, strip, large, maps, received, selected, tokens],
         checkpoint,
         [button.click, box.submit, tokens.submit, small.input, *(slider.release for slider in fitted)],
-        [tab.select, watch.renewed],
+        [tab.select, watch.edit],
         num_watched=1,
         fitted=fitted,
         fit=sliders,

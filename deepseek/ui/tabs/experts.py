@@ -9,7 +9,7 @@ from deepseek.interpret.trace import Trace
 from deepseek.model import load_balancing
 from deepseek.ui.components.token_strip import event_int, token_strip, traced_lines
 from deepseek.ui.components.traces import as_sampled, trace_text
-from deepseek.ui.components.view import connect_view, figure, sample_watch, text_box
+from deepseek.ui.components.view import connect_view, figure, sample_watch, tab_id, text_box
 from deepseek.ui.generation import QUICK_QUEUE
 from deepseek.ui.plots import routing as plots
 from deepseek.ui.tabs import compare_domains, long_text
@@ -67,14 +67,11 @@ def build(
 
     Returns the box of the text and its `sample_watch`.
     """
-    open_sub_tab = gr.State("This text")
     gr.Markdown("Each MoE layer routes every token to a few of its experts. Which ones?")
     with gr.Tabs():
         for name in ("This text", "Long text", "Domains"):
-            with gr.Tab(name) as sub_tab:
-                selected = sub_tab.select(lambda name=name: name, None, open_sub_tab, **QUICK_QUEUE)
-                opened, sub_tab = [tab.select, selected.then], (open_sub_tab, name)
-                connection = dict(checkpoint=checkpoint, opened=opened, sub_tab=sub_tab)
+            with gr.Tab(name, elem_id=tab_id(name)) as this:
+                connection = dict(checkpoint=checkpoint, opened=[tab.select, this.select], tab=this)
                 if name == "This text":
                     text = _build_text(generation, first, **connection)
                 elif name == "Long text":
@@ -86,7 +83,7 @@ def build(
 
 def _build_text(generation: gr.State, first: Trace, **connection) -> tuple[gr.Textbox, gr.HTML]:
     (box, button), watch = text_box(generation.value.text), sample_watch()
-    connection["opened"] = [*connection["opened"], watch.renewed]
+    connection["opened"] = [*connection["opened"], watch.edit]
     strip_value, path_figure, map_figure, load_figure, balance_figure, note, traced = draw(first)
     large = is_large(traced)
     traced = gr.State(traced, time_to_live=3600)
@@ -128,8 +125,7 @@ def _build_text(generation: gr.State, first: Trace, **connection) -> tuple[gr.Te
 
     outputs = [strip, path_plot, map_plot, load_plot, balance_plot, note, traced, load_controls]
     requested, inputs = [button.click, box.submit], [box, generation, by_load, expert]
-    view, _ = connect_view(redraw, inputs, outputs, requested=requested, num_watched=1, **connection)
-    for changed in (by_load.input, expert.input):
-        view.add(changed, draw_load, [traced, by_load, expert], load_plot, **QUICK_QUEUE)
+    view = connect_view(redraw, inputs, outputs, requested=requested, num_watched=1, **connection)
+    view.add([by_load.input, expert.input], draw_load, [traced, by_load, expert], load_plot, **QUICK_QUEUE)
     view.add(strip.select, select, [traced], path_plot, **QUICK_QUEUE)
     return box, watch

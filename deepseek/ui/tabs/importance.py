@@ -131,7 +131,7 @@ def build(model, generation: gr.State, **connection) -> None:
             if turn.is_over():
                 break
 
-    view, _ = connect_view(
+    view = connect_view(
         redraw,
         [text, where, find, generation],
         [note, bars, kl_map, table, top, cumulative, runner_ups],

@@ -7,7 +7,7 @@ from deepseek.interpret.moe_layers import why_no_experts
 from deepseek.ui.components import chat, intervention_box, sampler_controls
 from deepseek.ui.components.intervention_box import expert_choices, layer_choices, read_interventions
 from deepseek.ui.components.side_by_side import side_by_side, two_strips, verdict
-from deepseek.ui.components.view import connect_view
+from deepseek.ui.components.view import connect_view, tab_id
 from deepseek.ui.generation import GENERATION_QUEUE, QUICK_QUEUE
 from deepseek.ui.tabs import importance, steering
 
@@ -26,16 +26,14 @@ def build(
 
     A sub-tab is computed when it is first opened, and again for another checkpoint.
     """
-    open_sub_tab, first = gr.State(SUB_TABS[0]), generation.value
+    first = generation.value
     gr.Markdown(
         "What is an expert good for? Change what the router does, and see what the model writes and what it loses."
     )
     with gr.Tabs():
         for name in SUB_TABS:
-            with gr.Tab(name) as sub_tab:
-                selected = sub_tab.select(lambda name=name: name, None, open_sub_tab, **QUICK_QUEUE)
-                opened = [tab.select, selected.then]
-                connection = dict(checkpoint=checkpoint, opened=opened, sub_tab=(open_sub_tab, name))
+            with gr.Tab(name, elem_id=tab_id(name)) as this:
+                connection = dict(checkpoint=checkpoint, opened=[tab.select, this.select], tab=this)
                 if name == "Generate":
                     chat_inputs, *sampler = _build_samples(model, first, kept, playground_box, **connection)
                 elif name == "Importance":
@@ -72,7 +70,7 @@ def _build_samples(model, first, kept, playground_box, **connection) -> tuple[li
             yield [original.strip, changed.strip, ""]
         yield [original.strip, changed.strip, verdict(original, changed)]
 
-    view, _ = connect_view(
+    view = connect_view(
         redraw,
         [box, *chat_inputs, interventions, seed, *fitted, *settings.values()],
         [*strips, note],

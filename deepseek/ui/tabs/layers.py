@@ -91,7 +91,7 @@ def build(model, generation: gr.State, first: Trace, checkpoint: gr.State, tab: 
         return lens_rows(lens, index) if index in range(len(lens.texts[0])) else gr.skip()
 
     outputs = [lens_note, lens_figure, lens, cache_note, sizes, norms, latents, strip, column]
-    events = [button.click, box.submit], [tab.select, watch.renewed]
-    view, _ = connect_view(redraw, [box, generation], outputs, checkpoint, *events, num_watched=1)
+    events = [button.click, box.submit], [tab.select, watch.edit]
+    view = connect_view(redraw, [box, generation], outputs, checkpoint, *events, num_watched=1)
     view.add(strip.select, select, [lens], column, **QUICK_QUEUE)
     return box, watch

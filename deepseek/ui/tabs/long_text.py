@@ -110,6 +110,6 @@ def build(model, first: LongTrace, **connection) -> None:
 
     outputs = [traced, note, vocabulary, co_activation, transitions]
     fitting = dict(fitted=[layer], fit=lambda model: [layer_choices(model)])
-    view, _ = connect_view(redraw, [box, layer], outputs, requested=[button.click], **fitting, **connection)
+    view = connect_view(redraw, [box, layer], outputs, requested=[button.click], **fitting, **connection)
     view.add(layer.input, draw_layer, [traced, layer], [vocabulary, co_activation, transitions], **QUICK_QUEUE)
     upload.upload(read_file, upload, box, **QUICK_QUEUE)

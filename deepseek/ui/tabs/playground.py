@@ -143,12 +143,12 @@ def build(demo, checkpoint: gr.State, kept: gr.BrowserState, first: Generation):
 
     on_text = [  # that the page shows
         view.on(again.click, run_again, [checkpoint, state, *inputs]),
-        *(view.on(event, run_reply, [checkpoint, state, message, *inputs]) for event in (send.click, message.submit)),
+        view.on([send.click, message.submit], run_reply, [checkpoint, state, message, *inputs]),
         view.on(detail[2].branch, branch, [state]),
         view.on(tree[1].select, follow, [state]),
     ]
     events = [
-        *(view.on(event, run, [checkpoint, prompt, *chat_inputs, *inputs]) for event in (go.click, prompt.submit)),
+        view.on([go.click, prompt.submit], run, [checkpoint, prompt, *chat_inputs, *inputs]),
         view.on(checkpoint.change, run_other_checkpoint, [checkpoint, state, prompt, *chat_inputs, *inputs]),
         *on_text,
     ]
@@ -163,10 +163,7 @@ def build(demo, checkpoint: gr.State, kept: gr.BrowserState, first: Generation):
 
     about_text = [
         view.add(strip.select, select, [state], detail, **QUICK_QUEUE),
-        *(
-            view.add(event, why_not.answer, [state, word], answer, show_progress="minimal")
-            for event in (ask.click, word.submit)
-        ),
+        view.add([ask.click, word.submit], why_not.answer, [state, word], answer, show_progress="minimal"),
         view.add(tree[2].input, branches.show_comparison, [state, tree[2]], comparison, **QUICK_QUEUE),
     ]
     for event in events:

@@ -104,7 +104,7 @@ def build(prompt: str, chat_inputs, seed, settings: dict, playground_box: gr.Tex
             drawn, text = measure(model, tokenizer, found, changes)
             yield [gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.skip(), text, drawn, gr.skip(), gr.skip()]
 
-    view, _ = connect_view(
+    view = connect_view(
         redraw,
         [state, *boxes, strength, count, box, *chat_inputs, seed, *settings.values()],
         [*strips, note, summary, rates, effect_note, effect, interventions, state],

@@ -14,6 +14,7 @@ from deepseek.training import runs
 from deepseek.training.config import UPLOADS, TrainConfig, TrainingError
 from deepseek.training.metrics import History
 from deepseek.ui.components import run_view, train_form
+from deepseek.ui.components.shared_outputs import SharedOutputs
 from deepseek.ui.components.view import changed, figure
 from deepseek.ui.errors import user_error
 from deepseek.ui.generation import QUICK_QUEUE
@@ -131,7 +132,7 @@ def build(demo, tab: gr.Tab) -> None:
     readers, chosen = [reader, overlay_reader], p.pop("chosen probe")
     choices = [run, overlay_name, smoothing, p["checkpoint"], chosen, p["film layer"]]
     outputs = [shown, *lists, last_step, *p.values(), *buttons.values()]
-    update = dict(inputs=[*readers, shown, *choices], outputs=outputs, **QUICK_QUEUE)
+    view = SharedOutputs(outputs, **QUICK_QUEUE)
     # gradio's default queue, one by one, for what changes runs or takes time. Progress would cover all panels.
     one_by_one = dict(api_visibility="private", show_progress="hidden")
 
@@ -201,13 +202,13 @@ def build(demo, tab: gr.Tab) -> None:
         return refresh_lists(name)
 
     def redraw_on(event, function=poll, **options):
-        answered = event(function, **update, **options)
+        answered = view.on(event, lambda turn, *values: function(*values), [*readers, shown, *choices], **options)
         follow = [p["probe index"], chosen, run, shown], p["probe index"]
         answered.then(None, *follow, js=FOLLOW_NEWEST_JS, **QUICK_QUEUE)
 
     demo.load(open_tab, [run, c["name"]], lists, **QUICK_QUEUE)
     redraw_on(tab.select(open_tab, [run, c["name"]], lists, **QUICK_QUEUE).then, redraw_all)
-    redraw_on(clock.poll)
+    redraw_on(clock.poll, trigger_mode="once")
     redraw_on(start.click(start_from_form, [secret, *c.values()], lists, **one_by_one).then, redraw_all)
     for action, button in buttons.items():
         js = CONFIRM_JS if action == "delete" else None

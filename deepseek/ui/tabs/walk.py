@@ -4,6 +4,7 @@ import gradio as gr
 
 from deepseek.interpret.walk import matrix_row
 from deepseek.interpret.what_if import what_if
+from deepseek.ui.components.shared_outputs import SharedOutputs
 from deepseek.ui.components.token_strip import event_int
 from deepseek.ui.components.traces import as_sampled, trace_text
 from deepseek.ui.components.view import connect_view, sample_watch, text_box
@@ -13,7 +14,7 @@ from deepseek.ui.generation import MODEL_QUEUE, QUICK_QUEUE
 from deepseek.ui.server import model_registry
 
 
-def build(generation: gr.State, checkpoint: gr.State, tabs: gr.Tabs) -> tuple[gr.Textbox, gr.HTML]:
+def build(generation: gr.State, checkpoint: gr.State, tab: gr.Tab) -> tuple[gr.Textbox, gr.HTML]:
     """Draws the tab for the user's `generation`; returns the box of the text and its `sample_watch`.
 
     The picture is drawn when the tab is first opened, and while it is open it follows the page's selected token
@@ -35,27 +36,22 @@ def build(generation: gr.State, checkpoint: gr.State, tabs: gr.Tabs) -> tuple[gr
     traced = gr.State(
         None, time_to_live=3600
     )  # the text drawn, as ids where they are known, and whose checkpoint drew it
-    open_tab = gr.State("")
 
     def redraw(model, tokenizer, text, position, generation):
         text = as_sampled(text, generation, model)
         trace = trace_text(model, tokenizer, text)
         return [picture_value(trace, int(position), generation), (text, model.name_or_path)]
 
-    def name_of_tab(event: gr.SelectData):
-        return event.value
-
-    opened = tabs.select(name_of_tab, None, open_tab, **QUICK_QUEUE)
-    view, _ = connect_view(
+    view = connect_view(
         redraw,
         [box, position, generation],
         [drawing, traced],
         checkpoint,
         [button.click, box.submit],
-        [opened.then, position.change, watch.renewed],
+        [tab.select, position.change, watch.edit],
         num_watched=2,
         is_drawn=False,
-        sub_tab=(open_tab, "Walk"),
+        tab=tab,
         show_progress="hidden",
     )
 
@@ -63,7 +59,7 @@ def build(generation: gr.State, checkpoint: gr.State, tabs: gr.Tabs) -> tuple[gr
         index = event_int(event, "index")
         return gr.skip() if index is None or index < 0 else index
 
-    drawing.select(select, None, position, **QUICK_QUEUE)
+    SharedOutputs([position]).add(drawing.select, select, [], position, **QUICK_QUEUE)
 
     def reply(traced, event: gr.EventData, compute):
         """The answer to a request of the picture: what `compute` says of the trace that is drawn. Raises gr.Error."""

@@ -17,7 +17,7 @@ from deepseek.ui.components.shared_outputs import SharedOutputs
 from deepseek.ui.components.token_detail import ASSETS
 from deepseek.ui.components.token_strip import script_json
 from deepseek.ui.components.traces import EXAMPLE_TEXTS
-from deepseek.ui.components.view import connect_view, figure, text_lines
+from deepseek.ui.components.view import connect_view, figure, tab_id, text_lines
 from deepseek.ui.errors import user_errors
 from deepseek.ui.generation import MODEL_QUEUE, QUICK_QUEUE
 from deepseek.ui.server import model_registry
@@ -65,7 +65,6 @@ def draw_section(section: Section, model, tokenizer, texts: dict[str, str], laye
 
 def build(model, checkpoint: gr.State, tab: gr.Tab) -> None:
     """Draws the tab; each section is computed when it is first opened, and again for other texts or another checkpoint."""
-    open_sub_tab = gr.State(SECTIONS[0].name)
     gr.Markdown(
         "Do experts specialize, and is it more than chance? The figures of the papers, on this model and on texts of yours."
         f"\n\n{CHANCE}"
@@ -77,13 +76,11 @@ def build(model, checkpoint: gr.State, tab: gr.Tab) -> None:
     boxes = [*names, *texts]
     with gr.Tabs():
         for section in SECTIONS:
-            with gr.Tab(section.name) as sub_tab:
-                selected = sub_tab.select(lambda name=section.name: name, None, open_sub_tab, **QUICK_QUEUE)
-                opened = [tab.select, selected.then, measure.click]
-                view = _build_section(section, model, boxes, checkpoint, opened, (open_sub_tab, section.name))
+            with gr.Tab(section.name, elem_id=tab_id(section.name)) as this:
+                opened = [tab.select, this.select, measure.click]
+                view = _build_section(section, model, boxes, checkpoint, opened, this)
                 view.stop_on(stop.click)
-        with gr.Tab("Report") as sub_tab:
-            sub_tab.select(lambda: "Report", None, open_sub_tab, **QUICK_QUEUE)
+        with gr.Tab("Report"):
             _build_report(boxes, checkpoint, stop)
 
 
@@ -106,7 +103,9 @@ def _open_file(file: str) -> tuple[str, str]:
     return Path(file).stem[:MAX_NAME_CHARACTERS], read_file(file)
 
 
-def _build_section(section: Section, model, boxes: list, checkpoint: gr.State, opened: list, sub_tab) -> SharedOutputs:
+def _build_section(
+    section: Section, model, boxes: list, checkpoint: gr.State, opened: list, tab: gr.Tab
+) -> SharedOutputs:
     id, layers = f"experts-{section.name.lower().replace(' ', '-')}", middle_layer(model)
     gr.Markdown(f"### {section.title}\n{section.words}")
     with gr.Column(elem_classes="verdicts"):
@@ -131,11 +130,9 @@ def _build_section(section: Section, model, boxes: list, checkpoint: gr.State, o
         except Stopped:
             return
 
-    fitting = dict(fitted=[layer], fit=lambda model: [middle_layer(model)], is_drawn=False, sub_tab=sub_tab)
+    fitting = dict(fitted=[layer], fit=lambda model: [middle_layer(model)], is_drawn=False, tab=tab)
     inputs, outputs = [*boxes, layer], [lines, plot, *plots, table]
-    view, _ = connect_view(
-        redraw, inputs, outputs, checkpoint, [layer.input], opened, num_watched=len(boxes), **fitting
-    )
+    view = connect_view(redraw, inputs, outputs, checkpoint, [layer.input], opened, num_watched=len(boxes), **fitting)
     return view
 
 

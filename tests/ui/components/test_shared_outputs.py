@@ -1,11 +1,23 @@
 """Of the events that write to the same outputs the newest wins."""
 
+from itertools import count
+
 import gradio as gr
 import pytest
 
-from deepseek.ui.components.shared_outputs import Turns, add_to_turn, take_turns
+from deepseek.ui.components import shared_outputs
+from deepseek.ui.components.shared_outputs import Turns
 
-SKIP = gr.skip()
+SKIP, CLOCK = gr.skip(), count(1.0)
+
+
+def take_turns(function, time=None):
+    """The event function, for the next event that the user causes, or one at `time`."""
+    return lambda turns, *values: shared_outputs.take_turns(function)(turns, time or next(CLOCK), *values)
+
+
+def add_to_turn(function, time=None):
+    return lambda turns, *values: shared_outputs.add_to_turn(function)(turns, time or next(CLOCK), *values)
 
 
 def counting(turn, name):
@@ -55,7 +67,7 @@ def test_a_closed_page_or_an_older_failure_leaves_the_outputs_to_others(turns):
     failing = take_turns(fail)(turns)
     assert next(failing) == "a0" and list(stream(turns, "b")) == [SKIP]
     assert next(failing) == "b0"
-    turns.stop()
+    turns.stop(next(CLOCK))
     assert list(failing) == ["b ended", SKIP]
     alone = take_turns(fail)(turns)
     assert next(alone) == "a0"
@@ -64,7 +76,7 @@ def test_a_closed_page_or_an_older_failure_leaves_the_outputs_to_others(turns):
     assert next(stream(turns, "c")) == "c0"
 
 
-def test_the_order_in_which_events_began_counts_not_that_of_their_first_updates(turns):
+def test_the_order_of_the_user_counts_not_that_of_the_first_updates(turns):
     answer = take_turns(lambda turn, name: name)
     started = []
 
@@ -73,6 +85,19 @@ def test_the_order_in_which_events_began_counts_not_that_of_their_first_updates(
         return name
 
     assert take_turns(slow)(turns, "older") == SKIP and started == ["newer"]
+
+
+def test_the_order_of_the_user_counts_not_that_in_which_requests_arrive(turns):
+    """A page sends each event as a request of its own, and the later one may be the first to reach the server."""
+    name = lambda turn, name: name  # noqa: E731
+    assert take_turns(name, time=1000.2)(turns, "newer") == "newer"
+    assert take_turns(name, time=1000.1)(turns, "older") == SKIP
+    turns.stop(1000.3)
+    turns.stop(1000.2)
+    assert take_turns(name, time=1000.25)(turns, "before the last Stop") == SKIP
+    one, other = lambda: "one", lambda: "other"
+    add = shared_outputs.add_to_turn(lambda value: value())
+    assert [add(turns, time, value) for time, value in ((1002, other), (1001, one))] == ["other", SKIP]
 
 
 def test_a_newer_event_that_is_refused_or_skips_changes_nothing(turns):
@@ -93,12 +118,12 @@ def test_stop_ends_what_has_begun_and_keeps_its_last_words(turns):
     stream = take_turns(counting)
     shown = stream(turns, "a")
     assert next(shown) == "a0"
-    turns.stop()
+    turns.stop(next(CLOCK))
     assert list(shown) == ["a ended", SKIP]
     assert next(stream(turns, "b")) == "b0"  # begun after the Stop
 
     def stopped_while_it_waits(turn):
-        turns.stop()
+        turns.stop(next(CLOCK))
         yield "too late"
 
     assert list(take_turns(stopped_while_it_waits)(turns)) == [SKIP]

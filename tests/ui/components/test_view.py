@@ -22,26 +22,22 @@ def handlers(monkeypatch):
     def redraw(turn, model, tokenizer, *values):
         yield [(model.path, *values)]
 
-    functions = []
-
-    def listener(function, inputs, outputs, **options):
-        functions.append(partial(function, Turns()))
-
-    with gr.Blocks():
-        text, layer, seed, figure = gr.Textbox(), gr.Slider(0, 9), gr.Number(), gr.JSON()
-        connect_view(
-            redraw,
-            [text, layer, seed],
-            [figure],
-            gr.State("demo"),
-            [listener],
-            [listener],
-            num_watched=1,
-            fitted=[layer],
-            fit=lambda model: [dict(maximum=model.layers, value=1)],
-            sub_tab=(gr.State("open"), "open"),
-        )
-    return functions
+    with gr.Blocks() as page:
+        text, layer, seed, figure, button = gr.Textbox(), gr.Slider(0, 9), gr.Number(), gr.JSON(), gr.Button()
+        with gr.Tab("open", elem_id="open-tab") as tab:
+            connect_view(
+                redraw,
+                [text, layer, seed],
+                [figure],
+                gr.State("demo"),
+                [button.click],
+                [tab.select],
+                num_watched=1,
+                fitted=[layer],
+                fit=lambda model: [dict(maximum=model.layers, value=1)],
+                tab=tab,
+            )
+    return [partial(listener.fn, Turns(), 1.0) for listener in page.fns.values()]
 
 
 def test_a_request_redraws_with_the_values_of_the_page(handlers):
@@ -49,27 +45,26 @@ def test_a_request_redraws_with_the_values_of_the_page(handlers):
     assert list(on_request(None, "demo", "fox", 5, 7)) == [[("demo", "fox", 5, 7), ("demo", "fox"), SKIP], SKIP]
 
 
-@pytest.mark.parametrize("sub_tab, drawn", [("open", ("demo", "fox")), ("another", ("old", "fox")), ("another", None)])
-def test_a_view_that_is_current_or_hidden_stays_as_it_is(handlers, sub_tab, drawn):
-    assert list(handlers[1](sub_tab, drawn, "demo", "fox", 5, 7)) == [SKIP]
+@pytest.mark.parametrize("is_open, drawn", [(True, ("demo", "fox")), (False, ("old", "fox")), (False, None)])
+def test_a_view_that_is_current_or_hidden_stays_as_it_is(handlers, is_open, drawn):
+    assert list(handlers[1](is_open, drawn, "demo", "fox", 5, 7)) == [SKIP]
 
 
 def test_another_text_redraws_with_the_same_choices(handlers):
     expected = [[("demo", "hen", 5, 7), ("demo", "hen"), SKIP], SKIP]
-    assert list(handlers[1]("open", ("demo", "fox"), "demo", "hen", 5, 7)) == expected
+    assert list(handlers[1](True, ("demo", "fox"), "demo", "hen", 5, 7)) == expected
 
 
 @pytest.mark.parametrize("drawn", [("demo", "fox"), None])
 def test_another_checkpoint_redraws_with_choices_that_fit_it(handlers, drawn):
-    values, _ = handlers[1]("open", drawn, "other", "fox", 9, 7)
+    values, _ = handlers[1](True, drawn, "other", "fox", 9, 7)
     assert values == [("other", "fox", 1, 7), ("other", "fox"), gr.update(maximum=5, value=1)]
 
 
 def test_a_redraw_that_returns_is_sent_once():
     """What a generator yields last gradio sends twice, which for the maps of the Attention tab is 0.6 MB."""
-    functions = []
-    with gr.Blocks():
-        text, figure = gr.Textbox("fox"), gr.JSON()
-        listener = lambda function, *_, **__: functions.append(function)  # noqa: E731
-        connect_view(lambda *_: [1], [text], [figure], gr.State("demo"), [listener], [listener], num_watched=1)
-    assert len(functions) == 2 and not any(map(inspect.isgeneratorfunction, functions))
+    with gr.Blocks() as page:
+        text, figure, button = gr.Textbox("fox"), gr.JSON(), gr.Button()
+        connect_view(lambda *_: [1], [text], [figure], gr.State("demo"), [button.click], [text.change], num_watched=1)
+    listeners = list(page.fns.values())
+    assert len(listeners) == 2 and not any(inspect.isgeneratorfunction(listener.fn) for listener in listeners)

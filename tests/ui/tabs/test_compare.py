@@ -34,10 +34,10 @@ def test_the_table_after_a_stop_is_that_of_the_samples_shown(demo):
         compare.build(*demo, "Once upon a time", gr.State("assets/demo"), gr.BrowserState({}))
     run = next(listener for listener in page.fns.values() if listener.name == "run")
     turns = Turns()
-    answers = run.fn(turns, *(block.value for block in run.inputs[1:]))
+    answers = run.fn(turns, 1.0, *(block.value for block in run.inputs[2:]))
     first = next(answers)
     assert first[2] == [], "the last pair's table is gone at once"
-    turns.stop()
+    turns.stop(2.0)
     *_, (strip_a, strip_b, table), _ = answers
     tokens = next(values for name, *values in table if name == "tokens")
     assert [int(value) for value in tokens] == [strip.count('"i": ') for strip in (strip_a, strip_b)]
@@ -51,9 +51,9 @@ def test_both_sides_answer_a_users_message_where_there_is_a_chat_template(chat_c
     click = next(
         each for each in blocks.fns.values() if each.fn and each.fn.__qualname__.startswith("build.<locals>.run")
     )
-    prompt, is_chat, system, *rest = [block.value for block in click.inputs[1:]]
+    prompt, is_chat, system, *rest = [block.value for block in click.inputs[2:]]
     assert (prompt, is_chat, system or "") == ("Who?", True, "")
     whole = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"
     for chat, text in ((True, whole), (False, "Who?")):
-        *_, shown, _ = click.fn(Turns(), prompt, chat, "Be brief.", *rest)
+        *_, shown, _ = click.fn(Turns(), 1.0, prompt, chat, "Be brief.", *rest)
         assert [json.loads(strip.splitlines()[0])["prompt"] for strip in shown[:2]] == [text] * 2

@@ -35,10 +35,10 @@ def test_a_text_that_has_expired_is_sampled_again_from_its_link(demo):
     assert refused == on_text
     select = next(listener.fn for listener in listeners if listener.name == "select")
     with pytest.raises(gr.Error, match="kept for an hour, and is gone"):
-        select(Turns(), Expired(), gr.EventData(None, {"index": 1}))
+        select(Turns(), 1.0, Expired(), gr.EventData(None, {"index": 1}))
     revive, query = revivals[0].fn, share.query_of(first, "assets/demo")
-    assert list(revive(Turns(), first, query)) == [gr.skip()], "a text that is there stays, whatever was refused"
-    answers = list(revive(Turns(), Expired(), query))
+    assert list(revive(Turns(), 1.0, first, query)) == [gr.skip()], "a text that is there stays, whatever was refused"
+    answers = list(revive(Turns(), 1.0, Expired(), query))
     (again,) = [value for answer in answers for value in answer if isinstance(value, Generation)]
     assert again.ids == first.ids and again.branch == first.branch and again.strip == first.strip
 

@@ -1,0 +1,56 @@
+"""Events that come faster than their answers: the last one counts, also on a busy machine."""
+
+from contextlib import contextmanager
+
+import pytest
+from playwright.sync_api import expect
+from ui.browser.actions import open_tab
+
+
+@pytest.fixture
+def page(one_page):
+    return one_page
+
+
+@contextmanager
+def held_requests(page):
+    """Keeps what the page sends from the server until the end."""
+    held = []
+    page.route("**/queue/join**", lambda route: held.append(route))
+    yield held
+    for route in held:
+        route.continue_()
+    page.unroute("**/queue/join**")
+
+
+def test_the_token_that_was_clicked_last_is_shown(page):
+    open_tab(page, "Layers")
+    tokens, column = page.locator("#layers-strip .token"), page.locator("#lens-column tbody")
+    shown = {}
+    for index in (6, 5, 3):
+        before = column.text_content()
+        tokens.nth(index).click()
+        expect(column).not_to_have_text(before)
+        shown[index] = column.text_content()
+    assert len(set(shown.values())) == 3
+    tokens.nth(6).click()
+    expect(column).to_have_text(shown[6])
+    with held_requests(page) as held:
+        for index in (5, 6, 3):
+            tokens.nth(index).click()
+        page.wait_for_timeout(300)
+        assert held
+    expect(column).to_have_text(shown[3])
+
+
+def test_an_event_that_waited_for_one_that_is_refused_is_answered(page):
+    open_tab(page, "Attention")
+    expect(page.locator("#attention .js-plotly-plot")).to_be_visible()
+    tokens = page.get_by_label("tokens", exact=True)
+    with held_requests(page):
+        for text in ("x", "5-24"):
+            tokens.fill(text)
+            tokens.press("Enter")
+        page.wait_for_timeout(300)
+    expect(page.get_by_text("tokens are").first).to_be_visible()  # the refusal
+    expect(page.get_by_text("drawn: 5 to 24")).to_be_visible()
