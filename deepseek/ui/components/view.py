@@ -25,8 +25,7 @@ draw();
 IS_OPEN_JS = """async (turns, time, open, ...values) => {
     time = performance.now();
     await new Promise(drawn => setTimeout(drawn));  // the event of a tab that opens comes before it is shown
-    const tab = document.getElementById(%s);
-    return [turns, time, !tab || tab.checkVisibility(), ...values];
+    return [turns, time, document.querySelector('%s')?.checkVisibility() ?? false, ...values];
 }"""
 EDITED_JS = """
 const tab = element.closest('[role=tabpanel]');
@@ -200,6 +199,6 @@ def connect_view(
 
     handlers = (on_request, on_open) if streams else (first_of(on_request), first_of(on_open))
     view.on(requested, handlers[0], all_inputs)
-    is_open, js = gr.Checkbox(True, label="is open", visible=False), IS_OPEN_JS % json.dumps(tab.elem_id if tab else "")
+    is_open, js = gr.Checkbox(True, label="is open", visible=False), IS_OPEN_JS % (f"#{tab.elem_id}" if tab else "body")
     view.on(opened, handlers[1], [is_open, drawn, *all_inputs], js=js)
     return view

@@ -8,6 +8,8 @@
   clicked) of the event it waited for, and not at all if that was refused. Here it has its own data, and is run.
 - client/js/src/utils/stream.ts: the server closes the stream of answers when no event is pending. An event that the page sends
   just then counts on that stream, and its answer is not read until the next event. Here the page opens another.
+- The same: what comes for an event goes through a timer while the window is visible, and not while it is hidden. So a part of a
+  text overtook the one before as the window was left, and was shown as what it changes. Here all go one by one.
 - client/js/src/utils/submit.ts: an event that was answered before the page knew its id is counted as pending for good. Each open
   stream holds one of the six connections that a browser opens to a host, so a few windows would keep each other waiting.
 """
@@ -41,8 +43,12 @@ REPLACEMENTS = {  # by the files' names, as {gradio's text: ours}
     "index-*.js": {
         "if(s.msg===`close_stream`){wt(r,o.abort_controller);return}":
         "if(s.msg===`close_stream`){wt(r,o.abort_controller),t.size&&o.open_stream();return}",
+        "let n=e[c];typeof window<`u`&&typeof document<`u`&&document.visibilityState!==`hidden`?setTimeout(n,0,s):n(s)}":
+        "deliver(o,e[c],s)}",
+        "function wt(e,t){": "function deliver(e,t,n){e.delivered=(e.delivered||Promise.resolve()).then(()=>"
+        "document.visibilityState!==`hidden`&&new Promise(e=>setTimeout(e))).then(()=>{t(n)})}function wt(e,t){",
         "E in g&&(g[E].forEach(e=>t(e)),delete g[E]),v[E]=t,y.add(E),h.open||await this.open_stream()":
-        "v[E]=t,y.add(E),E in g&&(g[E].forEach(e=>{e.msg===`process_completed`&&y.delete(E),t(e)}),delete g[E]),"
+        "v[E]=t,y.add(E),E in g&&(g[E].forEach(e=>{e.msg===`process_completed`&&y.delete(E),deliver(this,t,e)}),delete g[E]),"
         "h.open||y.size&&await this.open_stream()",
     },
 }  # fmt: skip

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 from playwright.sync_api import expect
-from ui.browser.actions import open_tab
+from ui.browser.actions import ask_for_a_long_sample, begin, open_tab, settle
 
 
 @pytest.fixture
@@ -54,3 +54,28 @@ def test_an_event_that_waited_for_one_that_is_refused_is_answered(page):
         page.wait_for_timeout(300)
     expect(page.get_by_text("tokens are").first).to_be_visible()  # the refusal
     expect(page.get_by_text("drawn: 5 to 24")).to_be_visible()
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_a_text_stays_in_order_while_the_window_is_left_and_seen_again(page, hidden):
+    """Of several answers that a busy page finds at once, none overtakes another."""
+    open_tab(page, "Playground")
+    ask_for_a_long_sample(page)
+    page.evaluate(
+        """hidden => {
+        const get = () => (hidden = !hidden) ? 'hidden' : 'visible';
+        Object.defineProperty(document, 'visibilityState', {get, configurable: true});
+        window.busy = setInterval(() => { for (const end = performance.now() + 80; performance.now() < end;); }, 20);
+        window.grown = [];
+        new MutationObserver(() => grown.push(document.querySelector('#strip .tokens')?.textContent ?? ''))
+            .observe(document.querySelector('#strip'), {subtree: true, childList: true});
+    }""",
+        hidden,
+    )
+    begin(page, "Once upon a time")
+    settle(page)
+    page.evaluate("clearInterval(busy); delete document.visibilityState")
+    grown = page.evaluate("grown")
+    begun = next(i for i, text in enumerate(grown) if i and len(text) < len(grown[i - 1]))  # where the last sample went
+    new = grown[begun:]
+    assert len(set(new)) > 5 and all(after.startswith(before) for before, after in zip(new, new[1:]))
