@@ -186,8 +186,7 @@ def pause(root, name: str) -> Run:
 
 def stop(root, name: str) -> Run:
     """Asks a run to save a checkpoint after its current step and end; before its first step it only ends. Raises RunError."""
-    _signal(root, name, signal.SIGTERM)
-    return _signal(root, name, signal.SIGCONT)
+    return _signal(root, name, signal.SIGTERM, signal.SIGCONT)
 
 
 def kill(root, name: str) -> Run:
@@ -195,12 +194,14 @@ def kill(root, name: str) -> Run:
     return _signal(root, name, signal.SIGKILL)
 
 
-def _signal(root, name: str, signal_number: int) -> Run:
+def _signal(root, name: str, *signal_numbers: int) -> Run:
     run = find(root, name)
     if not run.alive:
         raise RunError(f"run {name!r} is {run.state}; only one in progress can be paused or stopped.")
+    pid = job_process.read_json(run.folder / job_process.PROCESS_FILE)["pid"]
     with suppress(ProcessLookupError):  # ended just now
-        os.kill(job_process.read_json(run.folder / job_process.PROCESS_FILE)["pid"], signal_number)
+        for number in signal_numbers:
+            os.kill(pid, number)
     return find(root, name)
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import time
 import zipfile
@@ -76,6 +77,19 @@ def test_a_run_is_paused_stopped_resumed_killed_and_deleted(config, tmp_path):
 
     runs.delete(tmp_path, "a run")
     assert runs.list_runs(tmp_path) == [] and not config.run.exists()
+
+
+def test_a_run_that_ends_at_once_when_it_is_stopped_is_stopped(config, tmp_path, monkeypatch):
+    runs.start(config())
+    send = os.kill
+
+    def send_and_wait(pid, number):
+        send(pid, number)
+        if number == signal.SIGTERM:
+            wait_until(lambda: not runs.find(tmp_path, "run").alive)
+
+    monkeypatch.setattr(runs.os, "kill", send_and_wait)
+    assert runs.stop(tmp_path, "run").state == "stopped"
 
 
 def nan_checkpoint(checkpoint, folder):

@@ -34,9 +34,9 @@ class Turns:
     def __deepcopy__(self, memo):  # gradio copies a State's first value for every page
         return Turns()
 
-    def stop(self, time: float) -> None:
+    def stop(self, time: float | None) -> None:
         """Ends all events that the user caused before."""
-        self.stopped = max(time, self.stopped)
+        self.stopped = max(time or 0.0, self.stopped)
 
     def next_answers(self) -> Iterator | None:
         """What a newer event has handed over; None if nothing, and from then on no event streams."""
@@ -49,8 +49,8 @@ class Turns:
 class Turn:
     """An event's turn at the outputs."""
 
-    def __init__(self, turns: Turns, time: float):
-        self.turns, self.time = turns, time
+    def __init__(self, turns: Turns, time: float | None):  # None is what an empty number sends, never the page
+        self.turns, self.time = turns, time or 0.0
 
     def is_over(self) -> bool:
         """Whether to work on is of no use: a newer event has shown something, or the user has pressed Stop."""
@@ -108,7 +108,7 @@ def add_to_turn(function: Callable) -> Callable:
 
     @wraps(function)
     def respond(turns, time, *values):
-        shown = turns.shown
+        shown, time = turns.shown, time or 0.0
         answer = function(*values)
         if turns.shown != shown or time < turns.added.get(function, 0):
             return gr.skip()
