@@ -69,14 +69,10 @@ def text_lines(value: str) -> gr.HTML:
 
 def text_box(text: str) -> tuple[gr.Textbox, gr.Button]:
     """A box with the text to trace, and its button."""
-    box = gr.Textbox(
-        text,
-        label="text",
-        info="the current sample, or any text of yours, which stays; empty it to follow the samples again",
-        lines=2,
-        max_lines=6,
-    )
-    return box, gr.Button("Trace", variant="primary")
+    info = "the current sample, or any text of yours, which stays; empty it to follow the samples again"
+    with gr.Row():
+        box = gr.Textbox(text, label="text", info=info, lines=2, max_lines=6, scale=1, min_width=240)
+        return box, gr.Button("Trace", variant="primary", min_width=100)
 
 
 def sample_watch() -> gr.HTML:
