@@ -12,35 +12,48 @@ function part(line, tag, name, text = '') {
   return child;
 }
 
-function row(data) {
+function row() {
   const line = document.createElement('div');
+  line.setAttribute('role', 'listitem');
+  for (const [tag, name] of [['button', 'label'], ['span', 'text'], ['span', 'note']]) part(line, tag, name);
+  line.firstChild.addEventListener('click', () => {
+    const {id, label, chosen} = line.data;
+    if (chosen !== undefined) return trigger('select', {id});
+    unfolded.delete(label) || unfolded.add(label);
+    fold(line);
+  });
+  return line;
+}
+
+function fold(line) {
+  const whole = unfolded.has(line.data.label);
+  line.firstChild.setAttribute('aria-expanded', whole);
+  line.classList.toggle('whole', whole);
+}
+
+function fill(line, data) {
+  const [label, text, note] = line.children;
+  line.data = data;
   line.className = 'chosen' in data ? 'row short' : 'row';
   line.style.setProperty('--depth', data.depth);
-  line.setAttribute('role', 'listitem');
-  const label = part(line, 'button', 'label', data.label), text = part(line, 'span', 'text');
-  part(line, 'span', 'note', data.note);
+  label.textContent = data.label;
+  note.textContent = data.note;
+  text.replaceChildren();
   for (const [token, probability] of data.tokens) {
     const span = part(text, 'span', '', visible(token));
     span.title = 'probability ' + percent(probability);
     span.style.background = shade(1 - probability);
   }
-  if ('chosen' in data) {
-    label.setAttribute('aria-pressed', data.chosen);
-    label.addEventListener('click', () => trigger('select', {id: data.id}));
-    return line;
-  }
-  const fold = () => {
-    label.setAttribute('aria-expanded', unfolded.has(data.label));
-    line.classList.toggle('whole', unfolded.has(data.label));
-  };
+  if ('chosen' in data) return label.setAttribute('aria-pressed', data.chosen);
   label.title = 'the whole text, or its first lines';
-  label.addEventListener('click', () => { unfolded.delete(data.label) || unfolded.add(data.label); fold(); });
-  fold();
-  return line;
+  fold(line);
 }
 
+// Rows stay as the texts grow: a button that is pressed just then, or has the focus, must not be replaced.
 function draw() {
-  tree.replaceChildren(...JSON.parse(props.value || '{"rows": []}').rows.map(row));
+  const {rows} = JSON.parse(props.value || '{"rows": []}');
+  rows.forEach((data, index) => fill(tree.children[index] ?? tree.appendChild(row()), data));
+  while (tree.children.length > rows.length) tree.lastChild.remove();
 }
 
 watch('value', draw);
