@@ -77,14 +77,8 @@ def build() -> dict[str, gr.components.Component]:
         return [preset_values(preset)[name] for name in PRESET_FIELDS]
 
     c["source"].change(choose_source, c["source"], [c["file"], c["hub"]], **QUICK_QUEUE)
-    for changed in (c["source"].change, c["file"].change, c["encoding"].input):
-        changed(
-            offer_columns,
-            [c["source"], c["file"], c["encoding"]],
-            c["text_column"],
-            trigger_mode="always_last",
-            **QUICK_QUEUE,
-        )
+    read, events = [c["source"], c["file"], c["encoding"]], [c["source"].change, c["file"].change, c["encoding"].input]
+    gr.on(events, offer_columns, read, c["text_column"], trigger_mode="always_last", **QUICK_QUEUE)
     on_pick(c["preset"], choose_preset, [c["preset"]], [c[name] for name in PRESET_FIELDS])
     return c
 
