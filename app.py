@@ -46,7 +46,7 @@ def main():
 
     def start_workers():
         compiling.wait()
-        model_registry.start_workers(model.name_or_path)
+        model_registry.start_workers(model)
 
     gradio_patches.apply_patches()
     demo = page.build(model, tokenizer, start_workers)

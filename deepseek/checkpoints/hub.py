@@ -54,12 +54,13 @@ def local_folder(path) -> Path | None:
 
 
 def download(
-    hub_id: str, itemsize: int, max_bytes: float | None, num_processes=1, report: Callable | None = None
+    hub_id: str, itemsize: int, max_bytes: float | None, num_workers=0, report: Callable | None = None
 ) -> Path:
     """The local folder of a Hub id, after what is missing in it was downloaded; the cached one if the Hub is out of reach.
 
     `report(bytes, total bytes)` is called as it grows. Raises FolderError; for a model that with `itemsize` bytes for each
-    parameter is larger than `max_bytes`, or needs more memory than is free for `num_processes`, before it is downloaded.
+    parameter is larger than `max_bytes`, or needs more memory than is free with `num_workers` processes that share it, before it
+    is downloaded.
     """
     repo, revision = split_id(hub_id)
     try:
@@ -71,10 +72,10 @@ def download(
         files = api.get_safetensors_metadata(repo, revision=revision).files_metadata.values()
         model_bytes = sum(count for file in files for count in file.parameter_count.values()) * itemsize
         stored_bytes = sum(size for name, size in sizes.items() if fnmatch(name, "model*.safetensors"))
-        needed = loading_bytes(model_bytes, stored_bytes, num_processes)
         tensors = [item for file in files for item in file.tensors.items()]
+        others = sum(tensor.parameter_count for name, tensor in tensors if ".experts." not in name)
+        needed = loading_bytes(model_bytes, stored_bytes, num_workers * others * itemsize)
         if any(".experts." in name for name, _ in tensors):  # they may stay in the files
-            others = sum(tensor.parameter_count for name, tensor in tensors if ".experts." not in name)
             needed = min(needed, loading_bytes(2 * others, 0))
         check_memory(needed, model_bytes, max_bytes)
         options = {}
@@ -136,12 +137,12 @@ def _reporting_bar(report: Callable[[int], None]) -> type[tqdm]:
 class Download:
     """A download in a process of its own; all who want the same model watch the same one. What has arrived stays."""
 
-    def __init__(self, hub_id: str, itemsize: int, max_bytes: int | None, num_processes: int = 1):
+    def __init__(self, hub_id: str, itemsize: int, max_bytes: int | None, num_workers: int = 0):
         self.hub_id, self.done, self.total, self.num_watchers = hub_id, 0, 0, 0
         self.error: str | None = None  # continues a sentence that begins with the id
         self.over = threading.Event()
         self._counted, self._counted_at = 0, time.monotonic()  # bytes, and when there were STALL_BYTES more than before
-        limits = [str(itemsize), str(max_bytes or "inf"), str(num_processes)]
+        limits = [str(itemsize), str(max_bytes or "inf"), str(num_workers)]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "deepseek.checkpoints.hub", hub_id, *limits],
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
@@ -184,7 +185,7 @@ class Download:
 
 
 def main():
-    hub_id, itemsize, max_bytes, num_processes = sys.argv[1:]
+    hub_id, itemsize, max_bytes, num_workers = sys.argv[1:]
     last, lock = 0.0, threading.Lock()
 
     def report(done: int, total: int) -> None:  # by several threads, one for each file
@@ -195,7 +196,7 @@ def main():
                 print(json.dumps({"done": done, "total": total}), flush=True)
 
     try:
-        download(hub_id, int(itemsize), float(max_bytes), int(num_processes), report)
+        download(hub_id, int(itemsize), float(max_bytes), int(num_workers), report)
     except FolderError as error:
         print(json.dumps({"error": str(error)}), flush=True)
         sys.exit(1)

@@ -42,7 +42,7 @@ def load(
     dtype: torch.dtype | None = None,
     max_bytes: int | None = None,
     local_files_only: bool = False,
-    num_processes: int = 1,
+    num_workers: int = 0,
     max_memory: str | int | None = None,
 ):
     """Opens a folder or a Hub id; returns (model in eval mode, tokenizer or None if the folder has none).
@@ -58,14 +58,14 @@ def load(
     read when a token is routed to them (mapped_experts.py), in one process. `model.expert_cache` is then their cache, else
     None. A model for which a `dtype` is given and no `max_memory` lies in memory whole.
     Raises ValueError for a wrong `max_memory`, and CheckpointError, also for a model that is larger than `max_bytes`, or whose
-    other weights need more memory than there is for the `num_processes` that will hold it, before any of it is read or
-    downloaded.
+    other weights need more memory than there is with `num_workers` processes that will share it, before any of it is read or
+    downloaded. These copy what lies outside the experts, to decode with it.
     """
     path, max_memory = str(path), parse_bytes(max_memory) if max_memory is not None else None
     transformers_logging.disable_progress_bar()
     with checkpoint_errors(path):
         if hub.is_hub_id(path) and not local_files_only:
-            folder = hub.download(path, (dtype or preferred_dtype()).itemsize, max_bytes, num_processes)
+            folder = hub.download(path, (dtype or preferred_dtype()).itemsize, max_bytes, num_workers)
         else:
             folder = hub.local_folder(path)
             if folder and (offered := offered_checkpoint(folder)) != folder:
@@ -74,7 +74,7 @@ def load(
             raise FolderError("is not on this machine; open it first, which downloads it.")
         if folder is None:
             raise FolderError("is neither a folder nor a Hub id such as name/model.")
-        model, tokenizer = _load(folder, dtype, max_bytes, num_processes, max_memory)
+        model, tokenizer = _load(folder, dtype, max_bytes, num_workers, max_memory)
     model.name_or_path = path
     return model.eval(), tokenizer
 
@@ -90,7 +90,7 @@ def checkpoint_errors(path: str):
         raise CheckpointError(f"checkpoint {path!r} cannot be opened: {first_sentence(error)}") from error
 
 
-def _load(folder: Path, dtype: torch.dtype | None, max_bytes: int | None, num_processes: int, max_memory: int | None):
+def _load(folder: Path, dtype: torch.dtype | None, max_bytes: int | None, num_workers: int, max_memory: int | None):
     if not (folder / "config.json").is_file():
         raise FolderError("has no config.json; a checkpoint is a folder with one.")
     check_weights({file.name for file in folder.iterdir()})
@@ -112,7 +112,7 @@ def _load(folder: Path, dtype: torch.dtype | None, max_bytes: int | None, num_pr
     stored_bytes = sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
     largest = described * (dtype or preferred_dtype()).itemsize
     sizes = (described, in_experts, stored_bytes)
-    dtype, needed, cache = _placement(folder, sizes, dtype, num_processes, max_memory)
+    dtype, needed, cache = _placement(folder, sizes, dtype, num_workers, max_memory)
     with reserved_memory(needed, largest, max_bytes):
         options = dict(config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False)
         options |= dict(output_loading_info=True, ignore_mismatched_sizes=True)  # refused below, with the tensor's name
@@ -147,12 +147,13 @@ def _load(folder: Path, dtype: torch.dtype | None, max_bytes: int | None, num_pr
     return model, tokenizer
 
 
-def _placement(folder: Path, sizes: tuple, dtype: torch.dtype | None, num_processes: int, max_memory: int | None):
+def _placement(folder: Path, sizes: tuple, dtype: torch.dtype | None, num_workers: int, max_memory: int | None):
     """(dtype, memory needed in bytes, ExpertCache or None): how a model of these `sizes` opens within memory; see `load`."""
     parameters, in_experts, stored_bytes = sizes
     limit = min(max_memory or math.inf, available_memory())
     for candidate in [dtype] if dtype else [preferred_dtype(), stored_dtype(folder)]:
-        needed, cache = loading_bytes(parameters * candidate.itemsize, stored_bytes, num_processes), None
+        copied = num_workers * (parameters - in_experts) * candidate.itemsize
+        needed, cache = loading_bytes(parameters * candidate.itemsize, stored_bytes, copied), None
         if needed <= limit:
             return candidate, needed, None
     if in_experts and (dtype is None or max_memory):  # they stay in the files

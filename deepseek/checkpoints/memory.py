@@ -40,13 +40,13 @@ def parse_bytes(size: str | int) -> int:
     return int(float(match[1]) * (1024 if prefix.endswith("I") else 1000) ** " KMGT".index(prefix[:1] or " "))
 
 
-def loading_bytes(model_bytes: int, stored_bytes: int, num_processes: int = 1) -> int:
-    """Memory that opening a model takes in processes that open it one after the other, and then each hold it.
+def loading_bytes(model_bytes: int, stored_bytes: int, copied_bytes: int = 0) -> int:
+    """Memory that opening a model takes, of which worker processes then copy `copied_bytes`.
 
     Measured at the peak, in sizes of the model (OLMoE, DeepSeek-V3 and Llama of 130 to 480 MB): 0.8 to 1.14 in the dtype of the
     file, 1.46 to 1.59 in fp32 from bf16, where tensors as stored lie beside the model's (tests/checkpoints/test_memory.py).
     """
-    return int(LOADING_FACTOR * model_bytes * num_processes + stored_bytes)
+    return int(LOADING_FACTOR * (model_bytes + copied_bytes) + stored_bytes)
 
 
 def available_memory() -> float:

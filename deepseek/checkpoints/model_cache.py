@@ -3,6 +3,7 @@
 import os
 import threading
 from collections import OrderedDict, defaultdict
+from collections.abc import Callable
 
 from deepseek.checkpoints import hub
 from deepseek.checkpoints.loading import CheckpointError, load
@@ -12,11 +13,12 @@ from deepseek.checkpoints.saving import pin
 class ModelCache:
     """The `capacity` checkpoints used last, by path. Thread-safe; different ones open beside each other.
 
-    A checkpoint is opened if memory suffices for `num_processes` that will hold it, this one included.
+    A checkpoint is opened if memory suffices also for `num_workers` processes that will share it; `prepare(model, tokenizer)` is
+    called before anybody gets it.
     """
 
-    def __init__(self, capacity: int, num_processes: int = 1):
-        self.capacity, self.num_processes = capacity, num_processes
+    def __init__(self, capacity: int, num_workers: int = 0, prepare: Callable = lambda model, tokenizer: None):
+        self.capacity, self.num_workers, self.prepare = capacity, num_workers, prepare
         self._entries: OrderedDict[str, tuple] = OrderedDict()  # path -> (version, (model, tokenizer))
         self._lock, self._load_locks = threading.Lock(), defaultdict(threading.Lock)  # by path
 
@@ -35,10 +37,11 @@ class ModelCache:
         with load_lock:  # several threads may ask for the same one
             if cached := self._find(path, version):
                 return cached
-            options = dict(local_files_only=True, num_processes=self.num_processes)
+            options = dict(local_files_only=True, num_workers=self.num_workers)
             model, tokenizer = load(path, max_bytes=max_bytes, **options)
             if tokenizer is None:
                 raise CheckpointError(f"checkpoint {path!r} has no tokenizer.")
+            self.prepare(model, tokenizer)
             pin(path)  # against its own run, which may still be training
             with self._lock:
                 self._entries[path] = version, (model, tokenizer)

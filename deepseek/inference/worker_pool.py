@@ -1,10 +1,12 @@
 """Decoding in worker processes, so that requests wait neither for the page's Python nor for each other.
 
 A page that streams keeps Python busy, and a decode loop needs Python at every tensor operation: in one process each would
-wait for the other's lock. Each worker runs all its requests as one batch, so a step reads the weights once.
+wait for the other's lock. Each worker runs all its requests as one batch, so a step reads the weights once. The models are
+this process's own: the workers share their memory (shared_model.py) and copy what their kernels lay out in another way.
 """
 
 import contextlib
+import gc
 import itertools
 import os
 import queue
@@ -14,18 +16,18 @@ import threading
 from collections.abc import Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
-from weakref import WeakKeyDictionary
+from weakref import WeakSet, finalize
 
 import torch
 
-from deepseek.checkpoints.model_cache import ModelCache
+from deepseek.checkpoints.shared_model import SharedModel, open_shared
 from deepseek.checkpoints.validation import first_sentence
 from deepseek.inference.decode_model import DecodeModel, supports
 from deepseek.inference.engine import Request, decode_step
 from deepseek.inference.token_trace import TokenTrace
 
-MAX_MODELS = 2  # models that each worker keeps open
 TOKEN_TIMEOUT_S = 120  # a worker that gives no token for this long is killed
 MAX_ATTEMPTS = 3  # workers that may die under a text
 
@@ -38,23 +40,32 @@ class WorkerDied(ValueError):
 
 
 class WorkerPool:
-    """`num_workers` processes of `num_threads` threads each, which open `checkpoint` first; the least busy gets a request.
+    """`num_workers` processes of `num_threads` threads each, which warm up with a model; the least busy gets a request.
 
     They start one after the other, which leaves a core to the page that is built meanwhile.
     """
 
-    def __init__(self, num_workers: int, num_threads: int, checkpoint: str):
-        self._start_worker = lambda: _Worker(num_threads, checkpoint)
+    def __init__(self, num_workers: int, num_threads: int, model: SharedModel | None):
         self._lock, self._request_ids, self.num_workers = threading.Lock(), itertools.count(), num_workers
-        self.workers = [self._start_worker()]
-        threading.Thread(target=self._start_workers, daemon=True).start()
+        self._models: WeakSet[SharedModel] = WeakSet()  # that a worker has open
+        self._closed = queue.SimpleQueue()  # keys of those that are gone here
+        self.num_threads = num_threads
+        self.workers = [_Worker(num_threads, model)]
+        threading.Thread(target=self._start_workers, args=[model], daemon=True).start()
+        threading.Thread(target=self._close_models, daemon=True).start()
 
-    def _start_workers(self) -> None:
+    def _start_workers(self, model: SharedModel | None) -> None:
         while len(self.workers) < self.num_workers:
             self.workers[-1].ready.wait()
             with self._lock:
                 if len(self.workers) < self.num_workers:  # `close` sets it to 0
-                    self.workers.append(self._start_worker())
+                    self.workers.append(_Worker(self.num_threads, model))
+
+    def _close_models(self) -> None:
+        """Has the workers give back what is gone here; a finalizer cannot, as it may run while a message is being sent."""
+        while (key := self._closed.get()) is not None:
+            for worker in self.workers:
+                worker.close_model(key)
 
     @property
     def ready(self) -> bool:
@@ -65,9 +76,9 @@ class WorkerPool:
         return sum(len(worker.outputs) for worker in self.workers)
 
     def stream(
-        self, checkpoint: str, prompt, params, forced_tokens=None, interventions=(), probe=()
+        self, model: SharedModel, prompt, params, forced_tokens=None, interventions=(), probe=()
     ) -> Iterator[TokenTrace]:
-        """`engine.stream` with the model at path `checkpoint`, in a worker.
+        """`engine.stream` in a worker.
 
         If the worker dies, a text that has begun goes on in another: one that has not may be the cause. Closing the
         generator stops the work. Raises ValueError as `engine.stream` does, WorkerDied, and for whatever else goes wrong.
@@ -76,8 +87,8 @@ class WorkerPool:
         for attempt in range(MAX_ATTEMPTS):
             tokens = dict(enumerate(ids)) | forced_tokens
             try:
-                request = checkpoint, prompt, params, tokens, list(interventions), True, list(probe)
-                with contextlib.closing(self._stream(*request)) as outputs:
+                request = prompt, params, tokens, list(interventions), True, list(probe)
+                with contextlib.closing(self._stream(model, request)) as outputs:
                     for index, token in enumerate(outputs):
                         if index == len(ids):
                             ids.append(token.id)
@@ -87,13 +98,16 @@ class WorkerPool:
                 if not ids or attempt + 1 == MAX_ATTEMPTS:
                     raise
 
-    def _stream(self, *request) -> Iterator[TokenTrace]:
+    def _stream(self, model: SharedModel, request: tuple) -> Iterator[TokenTrace]:
         request_id, outputs = next(self._request_ids), queue.SimpleQueue()
         with self._lock:
-            self.workers = [worker if worker.alive else self._start_worker() for worker in self.workers]
+            self.workers = [worker if worker.alive else _Worker(self.num_threads, model) for worker in self.workers]
             worker = min(self.workers, key=lambda worker: len(worker.outputs))
             worker.outputs[request_id] = outputs
-        worker.send(request_id, request)
+            if model not in self._models:
+                self._models.add(model)
+                finalize(model, self._closed.put, model.key)
+        worker.start_request(request_id, model, request)
         try:
             while True:
                 try:
@@ -108,23 +122,28 @@ class WorkerPool:
                     return
         finally:
             worker.outputs.pop(request_id, None)
-            worker.send(request_id, None)  # the generator may have been closed
+            worker.send("stop", request_id)  # the generator may have been closed
 
     def close(self) -> None:
         """Ends the workers. (They also end with the process that started them.)"""
         with self._lock:
             self.num_workers = 0
+        self._closed.put(None)
         for worker in self.workers:
             worker.kill()
 
 
 class _Worker:
-    """The pool's side of one process."""
+    """The pool's side of one process, which opens `model` first, if there is one.
 
-    def __init__(self, num_threads: int, checkpoint: str):
+    It is sent ("open", key, pickled model) and then its file, ("close", key), ("start", request id, key, request) and
+    ("stop", request id).
+    """
+
+    def __init__(self, num_threads: int, model: SharedModel | None):
         self.connection, worker_end = Pipe()
         with worker_end:
-            arguments = [str(worker_end.fileno()), str(num_threads), checkpoint]
+            arguments = [str(worker_end.fileno()), str(num_threads)]
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "deepseek.inference.worker_pool", *arguments],
                 pass_fds=[worker_end.fileno()],
@@ -133,13 +152,33 @@ class _Worker:
             )
         self.alive, self.ready = True, threading.Event()
         self.outputs: dict[int, queue.SimpleQueue] = {}  # request id -> its tokens, or its error
+        self._open: set[int] = set()  # keys of models
         self._send_lock = threading.Lock()
         threading.Thread(target=self._receive, daemon=True).start()
+        if model:
+            self._open_model(model)
+        else:
+            self.ready.set()
 
-    def send(self, request_id: int, request: tuple | None) -> None:
-        """Sends a request, or None to stop it."""
+    def send(self, *message) -> None:
         with self._send_lock, contextlib.suppress(OSError):  # `_receive` reports a closed connection
-            self.connection.send((request_id, request))
+            self.connection.send(message)
+
+    def start_request(self, request_id: int, model: SharedModel, request: tuple) -> None:
+        self._open_model(model)
+        self.send("start", request_id, model.key, request)
+
+    def _open_model(self, model: SharedModel) -> None:
+        with self._send_lock, contextlib.suppress(OSError):
+            if model.key not in self._open:
+                self._open.add(model.key)
+                self.connection.send(("open", model.key, model.pickled))
+                send_handle(self.connection, model.file.fileno(), self.process.pid)
+
+    def close_model(self, key: int) -> None:
+        if key in self._open:
+            self._open.discard(key)
+            self.send("close", key)
 
     def _receive(self) -> None:
         """Puts every output in the queue of its request until the process is gone."""
@@ -161,39 +200,68 @@ class _Worker:
         self.process.wait()
 
 
-def serve(connection: Connection, models: ModelCache) -> None:
-    """The worker's loop. Receives (request id, arguments), or (request id, None) to stop that request.
+def serve(connection: Connection) -> None:
+    """The worker's loop over the messages of _Worker. Raises EOFError or ConnectionError when the other side is gone.
 
-    Sends lists of (request id, TokenTrace or the ValueError that ends the request), an empty one at first. Whatever goes
-    wrong with a request ends that request alone. Raises EOFError or ConnectionError when the other side is gone.
+    Sends lists of (request id, TokenTrace or the ValueError that ends the request), and an empty one for each model opened.
+    Whatever goes wrong with a request ends that request alone.
     """
-    connection.send([])
-    requests: dict[int, Request] = {}
-    decode_models: WeakKeyDictionary[torch.nn.Module, DecodeModel | None] = WeakKeyDictionary()  # None: not supported
+    models: dict[int, tuple | ValueError] = {}  # key -> (model, tokenizer, DecodeModel or None), or why it did not open
+    requests: dict[int, tuple[Request, DecodeModel | None]] = {}
     while True:
         while not requests or connection.poll():
-            request_id, arguments = connection.recv()
-            requests.pop(request_id, None)
-            if arguments:
-                checkpoint, *rest = arguments
+            kind, key, *rest = connection.recv()
+            if kind == "open":
+                models[key] = _open_model(recv_handle(connection), *rest)
+                connection.send([])
+            elif kind == "close":
+                del models[key]
+                gc.collect()  # a model's parts refer to each other
+            elif kind == "stop":
+                requests.pop(key, None)
+            else:
                 try:
-                    model, tokenizer = models.get(checkpoint)
-                    if model not in decode_models:
-                        decode_models[model] = DecodeModel(model) if supports(model) else None
-                    requests[request_id] = Request(model, tokenizer, *rest)
+                    requests[key] = _start_request(models, *rest)
                 except BaseException as error:  # a tokenizer written in Rust raises more than Exceptions
-                    connection.send([(request_id, _plain(error))])
-        for model in {request.model for request in requests.values()}:
-            batch = {request_id: request for request_id, request in requests.items() if request.model is model}
-            try:
-                outputs = decode_step(list(batch.values()), decode_models[model])
-            except Exception as error:
-                outputs = [error] * len(batch)
-            outputs = [output if isinstance(output, TokenTrace) else _plain(output) for output in outputs]
-            connection.send(list(zip(batch, outputs)))
-            for request_id, output in zip(batch, outputs):
-                if isinstance(output, Exception) or output.finish_reason:
-                    del requests[request_id]
+                    connection.send([(key, _plain(error))])
+        _decode_step(connection, requests)  # whose names do not outlast it: they would keep models in memory
+
+
+def _decode_step(connection: Connection, requests: dict[int, tuple[Request, DecodeModel | None]]) -> None:
+    """Decodes a token of every request, those of one model as a batch, sends them and removes what is complete."""
+    for model in {request.model for request, _ in requests.values()}:
+        batch = {key: request for key, (request, _) in requests.items() if request.model is model}
+        _, decode_model = requests[next(iter(batch))]
+        try:
+            outputs = decode_step(list(batch.values()), decode_model)
+        except Exception as error:
+            outputs = [error] * len(batch)
+        outputs = [output if isinstance(output, TokenTrace) else _plain(output) for output in outputs]
+        connection.send(list(zip(batch, outputs)))
+        for key, output in zip(batch, outputs):
+            if isinstance(output, Exception) or output.finish_reason:
+                del requests[key]
+
+
+def _open_model(descriptor: int, pickled: bytes) -> tuple | ValueError:
+    """(model, tokenizer, DecodeModel or None) of a shared model, or why it cannot be opened."""
+    try:
+        with open(descriptor, "rb") as file:
+            model, tokenizer = open_shared(file, pickled)
+        decode_model = DecodeModel(model) if supports(model) else None
+        with contextlib.suppress(Exception):  # the first request will report it
+            # Compiles the kernels or loads them from Numba's cache.
+            decode_step([Request(model, tokenizer, "a")], decode_model)
+        return model, tokenizer, decode_model
+    except Exception as error:
+        return _plain(error)
+
+
+def _start_request(models: dict, key: int, request: tuple) -> tuple[Request, DecodeModel | None]:
+    if isinstance(models[key], ValueError):
+        raise models[key]
+    model, tokenizer, decode_model = models[key]
+    return Request(model, tokenizer, *request), decode_model
 
 
 def _plain(error: BaseException) -> ValueError:
@@ -202,15 +270,10 @@ def _plain(error: BaseException) -> ValueError:
 
 
 def main():
-    descriptor, num_threads, checkpoint = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    descriptor, num_threads = map(int, sys.argv[1:])
     torch.set_num_threads(num_threads)
-    models = ModelCache(MAX_MODELS)
-    with contextlib.suppress(Exception):  # the first request will report it
-        model, tokenizer = models.get(checkpoint)
-        # Compiles the kernels or loads them from Numba's cache.
-        decode_step([Request(model, tokenizer, "a")], DecodeModel(model) if supports(model) else None)
     with contextlib.suppress(EOFError, ConnectionError):
-        serve(Connection(descriptor), models)
+        serve(Connection(descriptor))
 
 
 if __name__ == "__main__":

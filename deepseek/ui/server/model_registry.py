@@ -12,6 +12,9 @@ from contextlib import ExitStack, closing
 from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
+from weakref import WeakKeyDictionary
+
+import torch
 
 from deepseek.checkpoints import hub
 from deepseek.checkpoints.hub import Download
@@ -19,6 +22,7 @@ from deepseek.checkpoints.loading import CheckpointError, checkpoint_errors
 from deepseek.checkpoints.model_cache import ModelCache
 from deepseek.checkpoints.progress import waiting
 from deepseek.checkpoints.saving import best_of, list_checkpoints, offered_checkpoint
+from deepseek.checkpoints.shared_model import SharedModel
 from deepseek.inference import engine
 from deepseek.inference.sampling import SamplingParams
 from deepseek.inference.token_trace import TokenTrace
@@ -34,11 +38,19 @@ RUNS = Path("deepseek_checkpoints")
 MAX_PUBLIC_BYTES = 2 * 2**30  # memory that a model from the Hub may take on a public Space
 NUM_WORKERS = 2
 NUM_THREADS = max(1, (os.cpu_count() or 1) // NUM_WORKERS)  # of each worker; more than there are cores only wait
-NUM_PROCESSES = 1 + NUM_WORKERS  # that hold a copy of each open model
-_models = ModelCache(3, NUM_PROCESSES)
+_shared: WeakKeyDictionary[torch.nn.Module, SharedModel] = WeakKeyDictionary()  # the open models, as workers get them
 _workers: WorkerPool | None = None
 _downloads: dict[str, Download] = {}  # the last one of each Hub id
 _downloads_lock = threading.Lock()
+
+
+def _share(model, tokenizer) -> None:
+    """Moves a model to memory that the workers share, unless its experts stay in its files (their cache fills the memory)."""
+    if not model.expert_cache:
+        _shared[model] = SharedModel(model, tokenizer)
+
+
+_models = ModelCache(3, NUM_WORKERS, _share)
 
 
 def choices(current: str) -> list[str]:
@@ -108,7 +120,7 @@ def _download(hub_id: str, max_bytes: int | None) -> Download:
     """The download of a Hub id that is going on, or a new one."""
     with _downloads_lock:
         if hub_id not in _downloads or _downloads[hub_id].over.is_set():
-            _downloads[hub_id] = Download(hub_id, preferred_dtype().itemsize, max_bytes, NUM_PROCESSES)
+            _downloads[hub_id] = Download(hub_id, preferred_dtype().itemsize, max_bytes, NUM_WORKERS)
         return _downloads[hub_id]
 
 
@@ -129,10 +141,10 @@ def cached_trace(model, tokenizer, text: str | tuple[int, ...]) -> Trace:
     return trace(model, tokenizer, text)
 
 
-def start_workers(checkpoint: str) -> None:
-    """Starts the worker processes, which open `checkpoint` first; `stream` uses them from then on."""
+def start_workers(model) -> None:
+    """Starts the worker processes, which warm up with a model of `get_model`; `stream_batch` uses them from then on."""
     global _workers
-    _workers = WorkerPool(NUM_WORKERS, NUM_THREADS, checkpoint)
+    _workers = WorkerPool(NUM_WORKERS, NUM_THREADS, _shared.get(model))
 
 
 def num_active_requests() -> int:
@@ -153,13 +165,13 @@ def stream_batch(
     if zerogpu.uses_borrowed_gpu(model):
         options = dict(forced_tokens or {}), list(interventions), list(probe)
         return zerogpu.stream_batch(model.name_or_path, prompt, batch, *options)
-    if _workers and _workers.ready and not getattr(model, "expert_cache", None):  # which is as large as memory allows
-        return _stream_from_workers(model.name_or_path, prompt, batch, forced_tokens, interventions, probe)
+    if _workers and _workers.ready and model in _shared:
+        return _stream_from_workers(_shared[model], prompt, batch, forced_tokens, interventions, probe)
     return engine.stream_batch(model, tokenizer, prompt, batch, forced_tokens, interventions, probe=probe)
 
 
-def _stream_from_workers(checkpoint: str, prompt, batch, *options) -> Iterator[tuple[TokenTrace | None, ...]]:
+def _stream_from_workers(model: SharedModel, prompt, batch, *options) -> Iterator[tuple[TokenTrace | None, ...]]:
     """Each worker decodes its share of the batch together."""
     with ExitStack() as stack:
-        streams = [_workers.stream(checkpoint, prompt, params, *options) for params in batch]
+        streams = [_workers.stream(model, prompt, params, *options) for params in batch]
         yield from zip_longest(*[stack.enter_context(closing(tokens)) for tokens in streams])
