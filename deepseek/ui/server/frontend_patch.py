@@ -10,6 +10,8 @@
   just then counts on that stream, and its answer is not read until the next event. Here the page opens another.
 - The same: what comes for an event goes through a timer while the window is visible, and not while it is hidden. So a part of a
   text overtook the one before as the window was left, and was shown as what it changes. Here all go one by one.
+- client/js/src/client.ts: after a restart of the app a page goes on as if it had just been opened. Here its session is named
+  after the app's start, and the page is loaded again when the app refuses its events for that (`ValidatedBlocks`).
 - client/js/src/utils/submit.ts: an event that was answered before the page knew its id is counted as pending for good. Each open
   stream holds one of the six connections that a browser opens to a host, so a few windows would keep each other waiting.
 """
@@ -18,6 +20,8 @@ from pathlib import Path
 
 import gradio
 from starlette.responses import Response
+
+from deepseek.ui.server.validated_blocks import GONE_TITLE
 
 FOLDER = Path(gradio.__file__).parent / "templates" / "frontend" / "assets"
 REPLACEMENTS = {  # by the files' names, as {gradio's text: ours}
@@ -41,12 +45,17 @@ REPLACEMENTS = {  # by the files' names, as {gradio's text: ours}
         "run_deferred(e){let t=this.queue.get(e);this.queue.delete(e),t&&this.dispatch(t)}create(e){",
     },
     "index-*.js": {
+        "_resolve_heartbeat(e){this.config=e,":
+        "_resolve_heartbeat(e){this.config=e,e.started&&!this.session_hash.includes(`-`)&&"
+        "(this.session_hash=e.started+`-`+this.session_hash),",
         "if(s.msg===`close_stream`){wt(r,o.abort_controller);return}":
         "if(s.msg===`close_stream`){wt(r,o.abort_controller),t.size&&o.open_stream();return}",
         "let n=e[c];typeof window<`u`&&typeof document<`u`&&document.visibilityState!==`hidden`?setTimeout(n,0,s):n(s)}":
         "deliver(o,e[c],s)}",
         "function wt(e,t){": "function deliver(e,t,n){e.delivered=(e.delivered||Promise.resolve()).then(()=>"
-        "document.visibilityState!==`hidden`&&new Promise(e=>setTimeout(e))).then(()=>{t(n)})}function wt(e,t){",
+        "document.visibilityState!==`hidden`&&new Promise(e=>setTimeout(e))).then(()=>{"
+        f"n.output?.title===`{GONE_TITLE}`&&"
+        "setTimeout(()=>location.reload(),2e3),t(n)})}function wt(e,t){",
         "E in g&&(g[E].forEach(e=>t(e)),delete g[E]),v[E]=t,y.add(E),h.open||await this.open_stream()":
         "v[E]=t,y.add(E),E in g&&(g[E].forEach(e=>{e.msg===`process_completed`&&y.delete(E),deliver(this,t,e)}),delete g[E]),"
         "h.open||y.size&&await this.open_stream()",

@@ -42,6 +42,7 @@ class LightSession(state_holder.SessionState):
         self.blocks_config = copy(blocks.default_config)
         self.config_values, self.state_data, self._state_ttl = {}, {}, {}
         self.is_closed, self.STATE_TTL_WHEN_CLOSED = False, 3600
+        self.is_new = True  # until the first event
 
     def __getitem__(self, key):
         if key in self._state_ttl and key not in self.state_data:  # it was set, and deleted since

@@ -4,6 +4,7 @@ gradio checks little (NaN passes a slider's limits), and where it does the user 
 """
 
 import inspect
+import time
 from math import inf
 
 import gradio as gr
@@ -11,14 +12,36 @@ from gradio.components.api_component import Api
 
 from deepseek.ui.errors import user_error, user_errors
 
+GONE_TITLE = "Loading again"
+GONE = "The app was restarted, or served many others since. This page is loaded again with its text and settings."
+
 
 class ValidatedBlocks(gr.Blocks):
-    """`gr.Blocks` whose events refuse a wrong number of values, and a value that its component could not hold."""
+    """`gr.Blocks` whose events refuse a wrong number of values, and a value that its component could not hold.
+
+    An event of a page whose session is gone, with the app that was restarted or among too many, is refused too: gradio would
+    give the first values of its states, so that the page shows one text and answers for another. The page then loads itself
+    again (frontend_patch.py), which brings back its text and settings. A page's session is named after the app's start.
+    """
+
+    started = str(time.time_ns())
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.sessions: set[str] = set()  # of pages, also those that are gone
 
     def get_config_file(self):
         # A window with a heartbeat holds one of the six connections that a browser opens to a host. It would only tell that the
         # window is closed; what is kept for it expires anyway.
-        return super().get_config_file() | {"connect_heartbeat": False}
+        return super().get_config_file() | {"connect_heartbeat": False, "started": self.started}
+
+    async def process_api(self, block_fn, inputs, state=None, *, session_hash=None, **options):
+        if state and session_hash and "-" in session_hash:  # others are not of pages
+            if not session_hash.startswith(self.started) or state.is_new and session_hash in self.sessions:
+                raise gr.Error(GONE, title=GONE_TITLE, print_exception=False)
+            state.is_new = False
+            self.sessions.add(session_hash)
+        return await super().process_api(block_fn, inputs, state, session_hash=session_hash, **options)
 
     async def preprocess_data(self, block_fn, inputs, state, explicit_call=False):
         with user_errors():
