@@ -136,6 +136,11 @@ def _load(folder: Path, dtype: torch.dtype | None, max_bytes: int | None, num_wo
             each.isfinite() for each in tensor.aminmax()
         ):  # isfinite() takes 30 times as long
             raise FolderError(f"has values in {name!r} that are not finite; all must be.")
+    try:  # what config.json says beyond the weights' shapes, such as more experts for a token than there are
+        with torch.inference_mode():
+            model(torch.zeros(1, 1, dtype=torch.int64, device=model.device))
+    except Exception as error:
+        raise FolderError(f"cannot read a token by its config.json: {first_sentence(error)}") from error
     tokenizer = None
     with suppress(Exception):  # no tokenizer in the folder, or one that needs more than this package
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

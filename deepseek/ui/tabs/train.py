@@ -118,7 +118,7 @@ def build(demo, tab: gr.Tab) -> None:
         with gr.Row():
             options = dict(allow_custom_value=True, min_width=200)
             run = gr.Dropdown([], label="run", info="shown below", **options)
-            overlay_name = gr.Dropdown(
+            overlay = gr.Dropdown(
                 [("none", "")], value="", label="overlay", info="curves of another run", **options
             )
             smoothing = gr.Slider(0, 100, 60, step=1, label="smoothing", info="of the curves, in %", min_width=200)
@@ -128,9 +128,9 @@ def build(demo, tab: gr.Tab) -> None:
             buttons = {action: gr.Button(label, size="sm", min_width=110) for action, label in ACTIONS.items()}
         p = run_view.build()
 
-    lists = [run, overlay_name, form, no_runs, panels, c["name"], c["init_from"]]
+    lists = [run, overlay, form, no_runs, panels, c["name"], c["init_from"]]
     readers, chosen = [reader, overlay_reader], p.pop("chosen probe")
-    choices = [run, overlay_name, smoothing, p["checkpoint"], chosen, p["film layer"]]
+    choices = [run, overlay, smoothing, p["checkpoint"], chosen, p["film layer"]]
     outputs = [shown, *lists, last_step, *p.values(), *buttons.values()]
     view = SharedOutputs(outputs, **QUICK_QUEUE)
     # gradio's default queue, one by one, for what changes runs or takes time. Progress would cover all panels.
@@ -142,7 +142,7 @@ def build(demo, tab: gr.Tab) -> None:
         names = [value for _, value in choices]
         return {
             run: gr.update(choices=choices, value=name if name in names else next(iter(names), None)),
-            overlay_name: gr.update(choices=[("none", ""), *choices]),
+            overlay: gr.update(choices=[("none", ""), *choices]),
             no_runs: gr.update(visible=not choices),
             panels: gr.update(visible=bool(choices)),
             c["init_from"]: gr.update(choices=train_form.init_choices()),
@@ -158,8 +158,11 @@ def build(demo, tab: gr.Tab) -> None:
         """Draws what is new of the run, and the lists of runs if another window has started or deleted one."""
         if not page_shows or page_shows.get("run") != name:
             page_shows = {"run": name}
-        is_new = changed(page_shows, "runs", run_view.run_names())
-        updates = {shown: page_shows, **(refresh_lists(name) if is_new else {})}
+        names = run_view.run_names()
+        updates = {shown: page_shows, **(refresh_lists(name) if changed(page_shows, "runs", names) else {})}
+        if overlay_name and overlay_name not in names:  # deleted, perhaps in another window
+            updates[overlay] = gr.update(choices=[("none", ""), *run_view.run_choices()], value="")
+            overlay_name = ""
         try:
             with reader.lock, overlay_reader.lock:
                 current, histories = runs.find(runs.ROOT, name), {name: reader.read(name)}
@@ -214,7 +217,7 @@ def build(demo, tab: gr.Tab) -> None:
         js = CONFIRM_JS if action == "delete" else None
         pressed = button.click(partial(press, action), [run, secret, last_step], lists, js=js, **one_by_one)
         redraw_on(pressed.then)
-    for event in (run.input, overlay_name.input, smoothing.release, p["film layer"].input):
+    for event in (run.input, overlay.input, smoothing.release, p["film layer"].input):
         redraw_on(event)
     moved = p["probe index"].input(None, [p["probe index"], run], chosen, js=CHOOSE_PROBE_JS, **QUICK_QUEUE)
     redraw_on(moved.then, trigger_mode="always_last")

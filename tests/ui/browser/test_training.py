@@ -186,16 +186,19 @@ def check_opening(page, root):
 def test_two_finished_runs_are_compared_and_one_is_extended_downloaded_and_deleted(page, training_app):
     _, root = training_app
     tiny = dict(preset="tiny", max_steps=4, batch_size=2, max_seq_len=32, save_every=2, sample_every=0, eval_every=0)
-    for name in ("former", "newer"):
+    for name in ("oldest", "former", "newer"):
         list(train(TrainConfig(name=name, root=str(root), **tiny)))
     page.reload()
     open_train_tab(page)
     expect(labelled(page, "run")).to_have_value(re.compile("newer"))
     check_film(page)
     labelled(page, "overlay").click()
-    page.get_by_role("option", name=re.compile("former")).click()
+    page.get_by_role("option", name=re.compile("oldest")).click()
     names = "document.querySelector('#loss .js-plotly-plot').data.map(trace => trace.name).join()"
-    page.wait_for_function(f"{names}.includes('former, training')")
+    page.wait_for_function(f"{names}.includes('oldest, training')")
+    runs.delete(root, "oldest")  # as another window would
+    expect(labelled(page, "overlay")).to_have_value("none")
+    page.wait_for_function(f"!{names}.includes('oldest')")
     fill(page, "last step", 3)
     button(page, "Resume").click()
     expect(page.get_by_text("steps; it must be that at least").first).to_be_visible()
