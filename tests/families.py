@@ -8,6 +8,7 @@ from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -50,7 +51,9 @@ SPECIAL = {
     "qwen4_exp_text": HYBRID | dict(
         hc_lowrank=8, indexer_n_heads=2, indexer_kv_heads=1, indexer_head_dim=8, indexer_budget=8, indexer_compress_ratio=4,
     ),
-    "gemma4_text": dict(global_head_dim=8),
+    "gemma4_text": dict(global_head_dim=8), "glm5_next_text": LATENT | dict(index_kpool=4, qk_rope_head_dim=0),
+    "deepseek_ocr2_text": dict(mlp_layer_types=["dense", *["sparse"] * (LAYERS - 1)]),
+    "mistral_large4_text": LATENT, "qwen3_omni_moe_text": dict(sliding_window=None),
     "inkling2_text": dict(swa_num_attention_heads=4, swa_num_key_value_heads=2, swa_head_dim=8, d_rel=4, rel_extent=32),
     "zaya": dict(num_experts_per_tok=1),
     "dbrx": dict(
@@ -111,27 +114,45 @@ IMAGES = dict(
     hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, head_dim=16,
     global_head_dim=16, depth=1, num_heads=2, out_hidden_size=32, embed_dim=32, image_size=28, patch_size=14,
     vision_output_dim=32, projector_input_dim=32, projector_output_dim=32, deepstack_visual_indexes=[0],
-    num_position_embeddings=16,
+    num_position_embeddings=16, text_hidden_size=32, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=32,
+    output_dim=32, mlp_dim=32, output_channels=32, downsample_channels=[32, 32], d_model=32, downsample_hidden_size=32,
+    patch_sizes=[4], hidden_sizes=[32], depths=[1], pos_emb_height=4, pos_emb_width=4, mlp_layer_types=["dense"],
+    adapter_input_size=32, adapter_in_dim=32, adapter_out_dim=32,
 )  # fmt: skip
-SEEING = {  # text mixtures in models that see images, with the fields of their text part
+SEEING = {  # text mixtures in models that see or hear, with the rotary fields of their text part
     "llama4": {}, "qwen3_vl_moe": dict(mrope_section=[2, 1, 1]), "ernie4_5_vl_moe": dict(mrope_section=[1, 1, 2]),
     "glm4v_moe": dict(mrope_section=[2, 1, 1], partial_rotary_factor=1.0), "qwen3_5_moe": {}, "gemma4": {},
+    "aria": {}, "inkling2": {}, "minimax_m3_vl": {}, "qwen3_omni_moe_thinker": dict(mrope_section=[2, 1, 1]), "qwen4_exp": {},
+    "step3p7": {}, "glm5_next": {}, "mistral_large4": {}, "muse_spark": {}, "unlimited_ocr": {}, "deepseek_ocr2": {},
+    "dots3_note": {},
 }  # fmt: skip
 
 
 def tiny_seeing_model(name: str):
-    """A model of images and text, random as transformers makes it."""
+    """A model of text and of images, or of sounds too, random as transformers makes it."""
     config_class, rope = CONFIG_MAPPING[name], SEEING[name]
-    text, images = (config_class.sub_configs[f"{part}_config"] for part in ("text", "vision"))
     changes = dict(rope_parameters=dict(rope_type="default", rope_theta=1e4, **rope)) if rope else {}
     if name.startswith("ernie"):
         changes["moe_intermediate_size"] = [24, 24]
+    text = config_class.sub_configs["text_config"]
     parts = dict(text_config=_known(text, {**TINY, **SPECIAL.get(text.model_type, {}), **changes}))
-    if name != "gemma4":  # which has none unless it is asked for
-        parts["vision_config"] = _known(images, IMAGES)
+    if name != "gemma4":  # which sees nothing unless it is asked to
+        parts |= _tiny_senses(config_class)
     config = config_class(**parts)
     torch.manual_seed(0)
     return MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]._from_config(config).eval()
+
+
+def _tiny_senses(config_class) -> dict:
+    """The configurations of all parts but the text's, and of their own parts."""
+    senses = {}
+    for part, part_class in config_class.sub_configs.items():
+        if part_class is AutoConfig:
+            part_class = type(getattr(config_class(), part))
+        if part != "text_config":
+            own = _known(part_class, IMAGES) | dict(model_type=part_class.model_type)
+            senses[part] = own | _tiny_senses(part_class)
+    return senses
 
 
 def without_expert(model, name: str, expert: int):

@@ -243,3 +243,4 @@ CHECKS = {
     re.sub("^check_", "", check.__name__): check
     for check in (check_opens, check_streams, check_traces, check_intervenes, check_steers, check_lens, check_attention)
 }
+SEEING_CHECKS = "opens", "streams", "traces", "steers", "lens"  # of models that also see or hear

@@ -2,7 +2,7 @@
 
 import pytest
 from families import SEEING, mixtures, tiny_model, tiny_seeing_model
-from family_checks import CHECKS, NOT_GIVEN
+from family_checks import CHECKS, NOT_GIVEN, SEEING_CHECKS
 
 
 @pytest.mark.parametrize("name", mixtures())
@@ -19,5 +19,5 @@ def test_what_is_shown_of_a_family_is_what_it_does(name, tokenizer, tmp_path):
 @pytest.mark.parametrize("name", SEEING)
 def test_the_text_part_of_a_model_that_sees_images_opens_and_is_shown(name, tokenizer, tmp_path):
     model = tiny_seeing_model(name)
-    for column in ("opens", "streams", "traces"):
+    for column in SEEING_CHECKS:
         CHECKS[column](name, model, tokenizer, tmp_path)

@@ -15,8 +15,8 @@ from transformers.utils import logging
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from families import mixtures, tiny_model
-from family_checks import CHECKS
+from families import SEEING, mixtures, tiny_model, tiny_seeing_model
+from family_checks import CHECKS, SEEING_CHECKS
 from small import STORIES
 
 from deepseek.data.tokenizer import train_tokenizer
@@ -52,6 +52,34 @@ NOTES = {
 }
 
 
+SEEING_HEAD = """
+## Models that also see or hear
+
+Their text part, of models given text alone:
+
+| model | {} | in four layers |
+|---|{}---|"""
+
+
+def row(name: str, model, columns, tokenizer) -> str:
+    """A line of a table; what fails is printed as an error."""
+    cells = []
+    for column in columns:
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                CHECKS[column](name, model, tokenizer, folder)
+            cells.append("yes")
+        except Exception as error:
+            print(f"{name}, {column}: {error}", file=sys.stderr)
+            cells.append("no")
+    layers = len(decoder_layers(model))
+    facts = [f"experts in {len(moe_layers(model))}", f"attention in {len(attention_layers(model))}"]
+    facts[0] += ", one shared" if any(layer.has_shared for layer in moe_layers(model).values()) else ""
+    note = f"; {NOTES[name]}" if name in NOTES else ""
+    of = "" if layers == 4 else f" of {layers} layers"
+    return f"| {name} | {' | '.join(cells)} | {', '.join(facts)}{of}{note} |"
+
+
 def main():
     torch.set_num_threads(1)  # which so small models run fastest on
     logging.set_verbosity_error()
@@ -61,21 +89,10 @@ def main():
         tokenizer = train_tokenizer([str(file)], 300)
     print(HEAD)
     for name in mixtures():
-        model, cells = tiny_model(name), []
-        for check in CHECKS.values():
-            try:
-                with tempfile.TemporaryDirectory() as folder:
-                    check(name, model, tokenizer, folder)
-                cells.append("yes")
-            except Exception as error:
-                print(f"{name}, {check.__name__}: {error}", file=sys.stderr)
-                cells.append("no")
-        layers = len(decoder_layers(model))
-        facts = [f"experts in {len(moe_layers(model))}", f"attention in {len(attention_layers(model))}"]
-        facts[0] += ", one shared" if any(layer.has_shared for layer in moe_layers(model).values()) else ""
-        note = f"; {NOTES[name]}" if name in NOTES else ""
-        of = "" if layers == 4 else f" of {layers} layers"
-        print(f"| {name} | {' | '.join(cells)} | {', '.join(facts)}{of}{note} |", flush=True)
+        print(row(name, tiny_model(name), CHECKS, tokenizer), flush=True)
+    print(SEEING_HEAD.format(" | ".join(SEEING_CHECKS), "---|" * len(SEEING_CHECKS)))
+    for name in sorted(SEEING):
+        print(row(name, tiny_seeing_model(name), SEEING_CHECKS, tokenizer), flush=True)
 
 
 if __name__ == "__main__":
