@@ -13,12 +13,15 @@ from families import EXPERTS, VOCABULARY, without_expert
 from transformers import AutoModelForCausalLM
 
 from deepseek import SamplingParams, load, stream, trace
+from deepseek.checkpoints.mapped_experts import expert_stacks
+from deepseek.checkpoints.memory import LOADING_FACTOR
 from deepseek.interpret.interventions import Intervention, intervened
 from deepseek.interpret.model_parts import decoder_layers, layer_index, layer_list
 from deepseek.interpret.moe_layers import moe_layers, why_no_experts, without_shared_experts
 
 IDS = torch.randint(1, VOCABULARY, (24,), generator=torch.Generator().manual_seed(1)).tolist()
 TABLES = {"deepseek_v4"}  # looks up the experts of its first layers by token id
+NOT_MAPPED = {"doge", "ernie4_5_vl_moe"}  # the same; and experts of text and images in one list
 NOT_GIVEN = {"doge"}  # multiplies by rows of a matrix of experts
 NOT_CAUSAL = {"doge"}  # mixes the logits of its tokens in a full pass
 ONE_BY_ONE = {"phimoe"}  # weighs each expert against those left
@@ -91,6 +94,16 @@ def check_opens(name, model, tokenizer, folder):
     model.save_pretrained(folder)
     opened, _ = load(folder, torch.float32)
     torch.testing.assert_close(logits_of(opened), logits_of(model), atol=1e-4, rtol=1e-4)
+
+
+def check_maps(name, model, tokenizer, folder):
+    """With room for half of its experts they stay in the files, and the logits are the same."""
+    model.save_pretrained(folder)
+    experts = sum(parameter.nbytes for parameter in expert_stacks(model).values())
+    size = sum(parameter.nbytes for parameter in model.parameters()) - experts // 2
+    mapped, _ = load(folder, torch.float32, max_memory=int(LOADING_FACTOR * size))
+    torch.testing.assert_close(logits_of(mapped), logits_of(model), atol=1e-4, rtol=1e-4)
+    assert mapped.expert_cache.num_reads
 
 
 def check_streams(name, model, tokenizer, folder):
@@ -239,8 +252,6 @@ def check_attention(name, model, tokenizer, folder):
     assert maps, "no layer has attention"
 
 
-CHECKS = {
-    re.sub("^check_", "", check.__name__): check
-    for check in (check_opens, check_streams, check_traces, check_intervenes, check_steers, check_lens, check_attention)
-}
-SEEING_CHECKS = "opens", "streams", "traces", "steers", "lens"  # of models that also see or hear
+ALL = check_opens, check_maps, check_streams, check_traces, check_intervenes, check_steers, check_lens, check_attention
+CHECKS = {re.sub("^check_", "", check.__name__): check for check in ALL}
+SEEING_CHECKS = "opens", "maps", "streams", "traces", "steers", "lens"  # of models that also see or hear

@@ -118,7 +118,10 @@ def _load(folder: Path, dtype: torch.dtype | None, max_bytes: int | None, num_wo
         options |= dict(output_loading_info=True, ignore_mismatched_sizes=True)  # refused below, with the tensor's name
         if cache:
             model, info = mapped_class(model_class, folder, cache).from_pretrained(folder, **options)
-            model.__class__, model.config._experts_implementation = model_class, "eager"  # expert by expert
+            model.__class__ = model_class
+            for module in model.modules():
+                if hasattr(module, "config"):
+                    module.config._experts_implementation = "eager"  # expert by expert
         else:
             model, info = model_class.from_pretrained(folder, **options)
         model.expert_cache = cache
@@ -140,7 +143,7 @@ def _load(folder: Path, dtype: torch.dtype | None, max_bytes: int | None, num_wo
         with torch.inference_mode():
             model(torch.zeros(1, 1, dtype=torch.int64, device=model.device))
     except Exception as error:
-        raise FolderError(f"cannot read a token by its config.json: {first_sentence(error)}") from error
+        raise FolderError(f"cannot read a token: {first_sentence(error)}") from error
     tokenizer = None
     with suppress(Exception):  # no tokenizer in the folder, or one that needs more than this package
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

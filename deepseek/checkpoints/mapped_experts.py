@@ -29,6 +29,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     Concatenate,
     MergeModulelist,
+    Transpose,
     WeightConverter,
     WeightRenaming,
     dot_natural_key,
@@ -38,7 +39,6 @@ from transformers.quantizers.auto import AutoHfQuantizer
 
 from deepseek.checkpoints.progress import EXPERTS, report
 from deepseek.checkpoints.validation import FolderError
-from deepseek.model.moe import DeepseekV3Experts
 
 WILLNEED, DONTNEED = getattr(mmap, "MADV_WILLNEED", None), getattr(mmap, "MADV_DONTNEED", None)  # not on Windows
 HALF_LIFE = 32  # passes, in decoding one a token
@@ -150,6 +150,10 @@ class MappedStack:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def view(self, *_shape) -> "MappedStack":
+        """Itself: DBRX views its experts, which lie below each other, as a stack."""
+        return self
+
     def numel(self) -> int:
         """The number of its elements."""
         return self.shape.numel()
@@ -160,7 +164,7 @@ class MappedStack:
 
     def prefetch(self, expert: int) -> int:
         """Lets the system begin to read an expert that is not in memory; returns its size in the files, in bytes."""
-        if (self.name, expert) in self._cache:
+        if (self.name, expert) in self._cache or expert >= len(self):  # such as LongCat's experts that do nothing
             return 0
         parts = self._parts(expert).values()
         for file, tensor in parts:
@@ -168,12 +172,13 @@ class MappedStack:
         return sum(tensor.nbytes for _, tensor in parts)
 
     def _parts(self, expert: int) -> dict[str, tuple]:
-        """{pattern: (file, tensor)} of what an expert is made from; of a tensor for all experts a part of length 1."""
+        """{pattern: (file, tensor)} of what an expert is made from; of a tensor for all experts its part."""
         parts = {}
         for pattern, names in self._sources.items():
             file, name = names[expert] if len(names) > 1 else names[0]
             tensor = file.tensor(name)
-            parts[pattern] = file, tensor if len(names) > 1 else tensor[expert : expert + 1]
+            rows = len(tensor) // len(self)  # of each expert
+            parts[pattern] = file, tensor if len(names) > 1 else tensor[expert * rows : (expert + 1) * rows]
         return parts
 
     def _read(self, expert: int):
@@ -183,11 +188,15 @@ class MappedStack:
             file.advise(tensor, WILLNEED)
         operations = [type(operation) for operation in self._converter.operations] if self._converter else []
         if not operations:
-            weight = tensors[0][0]
+            weight = tensors[0].view(self.shape[1:])
         elif operations == [MergeModulelist]:
             weight = tensors[0]
         elif operations == [MergeModulelist, Concatenate]:
             weight = _joined(tensors)
+        elif (
+            operations == [Transpose] and self._converter.operations[0].check_dims
+        ):  # which looks at all of the parameter
+            weight = tensors[0][0] if tensors[0].shape[1:] == self.shape[1:] else tensors[0][0].T
         else:
             converter = deepcopy(self._converter)
             for pattern, (_, tensor) in parts.items():
@@ -210,14 +219,27 @@ def _joined(tensors: list[torch.Tensor]) -> torch.Tensor:
 
 
 def expert_stacks(model: nn.Module) -> dict[str, nn.Parameter]:
-    """{name: parameter} of the stacked weights that a model's experts modules index one expert at a time."""
-    return {
-        f"{name}.{key}": parameter
-        for name, module in model.named_modules()
-        if isinstance(module, DeepseekV3Experts) or hasattr(module, "is_transposed")  # set by transformers' decorator
-        for key, parameter in module.named_parameters(recurse=False)
-        if parameter.dim() == 3
-    }
+    """{name: parameter (E, rows, columns)} of the weights that a model's experts modules index one expert at a time."""
+    stacks = {}
+    for name, module in model.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            if type(module).__name__ == "DbrxExpertGLU":
+                stacks[f"{name}.{key}"] = parameter.unflatten(0, (module.moe_num_experts, -1))
+            elif type(module).__name__.endswith("Experts") and "shared" not in name and parameter.dim() == 3:
+                stacks[f"{name}.{key}"] = parameter
+    return stacks
+
+
+def _llama4_experts(module: nn.Module, x_ND: torch.Tensor) -> torch.Tensor:
+    """Llama4TextExperts.forward by the expert: all tokens once for each, times its score, and so 0 for most of them."""
+    x_ETD = x_ND.view(len(module.gate_up_proj), -1, module.hidden_size)
+    y_ETD = torch.zeros_like(x_ETD)
+    routed_ET = x_ETD.any(-1)
+    for expert in routed_ET.any(1).nonzero()[:, 0].tolist():
+        rows = routed_ET[expert]
+        gate, up = (x_ETD[expert, rows] @ module.gate_up_proj[expert]).chunk(2, dim=-1)
+        y_ETD[expert, rows] = (up * module.act_fn(gate)) @ module.down_proj[expert]
+    return y_ETD.view(-1, module.hidden_size)
 
 
 def map_experts(model: nn.Module, folder: Path, cache: ExpertCache) -> None:
@@ -257,7 +279,10 @@ def map_experts(model: nn.Module, folder: Path, cache: ExpertCache) -> None:
         stack = MappedStack(model, name, parameter, converter, dict(sources[name]), cache)
         setattr(module, key, stack)
         model.mapped_experts[name] = stack
-        module._is_hf_initialized = True  # or transformers would fill them with random numbers
+        for owner in (module, model.get_submodule(name.rpartition(".")[0].rpartition(".")[0])):
+            owner._is_hf_initialized = True  # or transformers would fill them with random numbers
+        if type(module).__name__ == "Llama4TextExperts":
+            module.forward = partial(_llama4_experts, module)
     modules = list(dict.fromkeys(name.rpartition(".")[0] for name in stacks))
     for number, name in enumerate(modules, 1):
         model.get_submodule(name).register_forward_pre_hook(_prefetch)

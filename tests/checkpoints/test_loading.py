@@ -118,9 +118,9 @@ DAMAGE = {
     "too many layers": (edit("config.json", num_hidden_layers=10**6), "it must be from 0 to 512"),
     "more experts for a token than there are": (
         edit("config.json", num_experts_per_tok=9),
-        "cannot read a token by its",
+        "cannot read a token: ",
     ),
-    "groups that experts do not fill": (edit("config.json", n_group=3, topk_group=1), "cannot read a token by its"),
+    "groups that experts do not fill": (edit("config.json", n_group=3, topk_group=1), "cannot read a token: "),
     "missing tensors": (edit("config.json", num_hidden_layers=4), "lacks the tensor 'model.layers.3."),
     "truncated weights": (truncate_weights, CANNOT_BE_OPENED),
     "empty weights": (lambda folder: os.truncate(folder / WEIGHTS, 0), "with a header of 0"),

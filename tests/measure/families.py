@@ -31,6 +31,7 @@ from its own configuration class, and what the package shows of it held to the m
 `python tests/measure/families.py`; `tests/interpret/test_families.py` runs the same checks.
 
 - opens: a folder as transformers saves it opens with the same logits.
+- maps: with memory for half of its experts they stay in the files, and the logits are the same.
 - streams: greedy tokens are those of full passes without a cache.
 - traces: experts and weights of every token are those that the experts modules were given.
 - intervenes: with an expert barred, choice and weights are those of the model built without that expert.
@@ -44,6 +45,7 @@ from its own configuration class, and what the package shows of it held to the m
 NOTES = {
     "deepseek_v4": "the first layers look their experts up by token id: traced, not ablated; layers that attend to compressed "
     "blocks have no map by token",
+    "ernie4_5_vl_moe": "its files hold the experts of text and of images as one list, which is not read by the expert",
     "doge": "its experts are rows of a matrix; in a full pass its tokens are routed by later ones too",
     "jetmoe": "experts of the feed-forward network; those of its attention are not shown",
     "longcat_flash": "experts that do nothing count as experts; two attentions a layer, shown as one with twice the heads",

@@ -118,9 +118,7 @@ def build(demo, tab: gr.Tab) -> None:
         with gr.Row():
             options = dict(allow_custom_value=True, min_width=200)
             run = gr.Dropdown([], label="run", info="shown below", **options)
-            overlay = gr.Dropdown(
-                [("none", "")], value="", label="overlay", info="curves of another run", **options
-            )
+            overlay = gr.Dropdown([("none", "")], value="", label="overlay", info="curves of another run", **options)
             smoothing = gr.Slider(0, 100, 60, step=1, label="smoothing", info="of the curves, in %", min_width=200)
             options = dict(info="where Resume ends; more steps extend a run", min_width=200)
             last_step = gr.Number(label="last step", precision=0, **options)
