@@ -154,11 +154,7 @@ class _Worker:
         self.outputs: dict[int, queue.SimpleQueue] = {}  # request id -> its tokens, or its error
         self._open: set[int] = set()  # keys of models
         self._send_lock = threading.Lock()
-        threading.Thread(target=self._receive, daemon=True).start()
-        if model:
-            self._open_model(model)
-        else:
-            self.ready.set()
+        threading.Thread(target=self._receive, args=[model], daemon=True).start()
 
     def send(self, *message) -> None:
         with self._send_lock, contextlib.suppress(OSError):  # `_receive` reports a closed connection
@@ -180,8 +176,12 @@ class _Worker:
             self._open.discard(key)
             self.send("close", key)
 
-    def _receive(self) -> None:
-        """Puts every output in the queue of its request until the process is gone."""
+    def _receive(self, model: SharedModel | None) -> None:
+        """Has the process open the model, then puts every output in the queue of its request until the process is gone."""
+        if model:
+            self._open_model(model)  # not before: it waits until the process reads
+        else:
+            self.ready.set()
         with contextlib.suppress(EOFError, OSError):
             while True:
                 outputs = self.connection.recv()
