@@ -10,13 +10,13 @@ import gc
 import itertools
 import os
 import queue
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
 from weakref import WeakSet, finalize
 
@@ -169,7 +169,8 @@ class _Worker:
             if model.key not in self._open:
                 self._open.add(model.key)
                 self.connection.send(("open", model.key, model.pickled))
-                send_handle(self.connection, model.file.fileno(), self.process.pid)
+                with socket.socket(fileno=os.dup(self.connection.fileno())) as channel:
+                    socket.send_fds(channel, [b"f"], [model.file.fileno()])
 
     def close_model(self, key: int) -> None:
         if key in self._open:
@@ -212,7 +213,9 @@ def serve(connection: Connection) -> None:
         while not requests or connection.poll():
             kind, key, *rest = connection.recv()
             if kind == "open":
-                models[key] = _open_model(recv_handle(connection), *rest)
+                with socket.socket(fileno=os.dup(connection.fileno())) as channel:
+                    _, (descriptor,), *_ = socket.recv_fds(channel, 1, 1)
+                models[key] = _open_model(descriptor, *rest)
                 connection.send([])
             elif kind == "close":
                 del models[key]

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from multiprocessing import Pipe
-from multiprocessing.reduction import send_handle
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from running import wait_until
@@ -112,13 +112,12 @@ def test_what_goes_wrong_with_one_users_model_ends_that_request_alone(shared, lo
     here, there = Pipe()
     threading.Thread(target=serve_until_closed, args=(there,)).start()
     with here:
-        for key, model in enumerate([shared, SharedModel(mixed, loaded[1])]):
+        models = [shared, SharedModel(mixed, loaded[1]), SimpleNamespace(file=shared.file, pickled=b"damaged")]
+        for key, model in enumerate(models):
             here.send(("open", key, model.pickled))
-            send_handle(here, model.file.fileno(), os.getpid())
+            with socket.socket(fileno=os.dup(here.fileno())) as channel:
+                socket.send_fds(channel, [b"f"], [model.file.fileno()])
             assert here.recv() == []
-        here.send(("open", 2, b"damaged"))
-        send_handle(here, shared.file.fileno(), os.getpid())
-        assert here.recv() == []
         for request_id, key in enumerate([0, 1, 0, 2]):
             here.send(("start", request_id, key, ("Once", PARAMS, {}, [])))
         outputs = {0: [], 1: [], 2: [], 3: []}
@@ -154,7 +153,7 @@ def test_streams_that_are_closed_early_leave_no_request(pool, shared):
 
 def test_a_worker_ends_with_the_process_that_started_it_and_its_end_is_reported(pool, shared, monkeypatch):
     monkeypatch.setattr(worker_pool, "MAX_ATTEMPTS", 1)
-    next(tokens := pool.stream(shared, "Once", PARAMS))
+    next(tokens := pool.stream(shared, "Once", replace(PARAMS, max_new_tokens=200)))
     (worker,) = [worker for worker in pool.workers if worker.outputs]
     with socket.socket(fileno=os.dup(worker.connection.fileno())) as connection:
         connection.shutdown(socket.SHUT_RDWR)  # as the end of this process would
