@@ -202,7 +202,7 @@ class _Worker:
 
 
 def serve(connection: Connection) -> None:
-    """The worker's loop over the messages of _Worker. Raises EOFError or ConnectionError when the other side is gone.
+    """The worker's loop over the messages of _Worker. Raises EOFError or OSError when the other side is gone.
 
     Sends lists of (request id, TokenTrace or the ValueError that ends the request), and an empty one for each model opened.
     Whatever goes wrong with a request ends that request alone.
@@ -275,7 +275,7 @@ def _plain(error: BaseException) -> ValueError:
 def main():
     descriptor, num_threads = map(int, sys.argv[1:])
     torch.set_num_threads(num_threads)
-    with contextlib.suppress(EOFError, ConnectionError):
+    with contextlib.suppress(EOFError, OSError):
         serve(Connection(descriptor))
 
 

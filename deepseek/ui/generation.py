@@ -21,8 +21,15 @@ from deepseek.ui.components.token_strip import generated_line, head_line, mark_l
 from deepseek.ui.errors import user_error, user_errors
 from deepseek.ui.server import model_registry
 
-EXAMPLES = {  # the demo, which learned from stories, continues the first ones well
-    "try": ["Once upon a time", "The little fox", "One day, a boy named Tom", "The old dog and the small cat"],
+EXAMPLES = {  # of the demo's own kinds of text, stories first, which it continues best; and of others
+    "try": [
+        "Once upon a time",
+        "The little fox",
+        "One day, a boy named Tom",
+        "There was once a poor woodcutter",
+        "The city is the capital of",
+        "import os",
+    ],
     "beyond the demo's training": [
         "In the depths of space",
         "Music Festivals Across America",

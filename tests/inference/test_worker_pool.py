@@ -88,7 +88,7 @@ def test_more_requests_than_workers_run_at_once(pool, shared, loaded):
 
 
 def serve_until_closed(connection):
-    with contextlib.suppress(EOFError, ConnectionError):
+    with contextlib.suppress(EOFError, OSError):
         serve(connection)
 
 

@@ -21,7 +21,7 @@ from deepseek.data.tokenizer import encode_document
 from deepseek.ui.components.presets import PRESETS
 
 PROMPT_TOKENS, NEW_TOKENS = 12, 50
-SETTINGS = "greedy", "stories", "neutral"  # presets
+SETTINGS = "greedy", "stories"  # presets
 
 
 def words(text: str) -> str:

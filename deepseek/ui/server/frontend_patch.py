@@ -46,7 +46,7 @@ REPLACEMENTS = {  # by the files' names, as {gradio's text: ours}
     },
     "index-*.js": {
         "_resolve_heartbeat(e){this.config=e,":
-        "_resolve_heartbeat(e){this.config=e,e.started&&!this.session_hash.includes(`-`)&&"
+        "_resolve_heartbeat(e){this.config=e,e.started&&!this.session_hash.startsWith(e.started)&&"
         "(this.session_hash=e.started+`-`+this.session_hash),",
         "if(s.msg===`close_stream`){wt(r,o.abort_controller);return}":
         "if(s.msg===`close_stream`){wt(r,o.abort_controller),t.size&&o.open_stream();return}",

@@ -24,7 +24,7 @@ class ValidatedBlocks(gr.Blocks):
     again (frontend_patch.py), which brings back its text and settings. A page's session is named after the app's start.
     """
 
-    started = str(time.time_ns())
+    started = f"page-{time.time_ns()}"
 
     def __init__(self, **options):
         super().__init__(**options)
@@ -36,7 +36,7 @@ class ValidatedBlocks(gr.Blocks):
         return super().get_config_file() | {"connect_heartbeat": False, "started": self.started}
 
     async def process_api(self, block_fn, inputs, state=None, *, session_hash=None, **options):
-        if state and session_hash and "-" in session_hash:  # others are not of pages
+        if state and session_hash and session_hash.startswith("page-"):  # not a client's
             if not session_hash.startswith(self.started) or state.is_new and session_hash in self.sessions:
                 raise gr.Error(GONE, title=GONE_TITLE, print_exception=False)
             state.is_new = False
