@@ -16,10 +16,6 @@ from deepseek.interpret.interventions import Intervention, parse_interventions
 from deepseek.settings.aliases import rename
 
 FORMAT = 1
-SAME_WEIGHTS = {  # recorded fingerprint -> today's
-    "8a767761bdcc04be8e533f45fe80a77e2bac5846d21be2f91fef63f08c9793d2":  # the demo without the copy of its embedding
-        "f6999f575f737a6f565b1c8175002169efa53f760b92e4eb7fd2c8cd66c4f904",
-}  # fmt: skip
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -92,8 +88,7 @@ def replay(record: dict, model, tokenizer) -> Iterator[tuple[TokenTrace, bool]]:
 
     Raises ValueError for a record of other weights.
     """
-    recorded = record["checkpoint"]["sha256"]
-    if SAME_WEIGHTS.get(recorded, recorded) != fingerprint(model.name_or_path):
+    if record["checkpoint"]["sha256"] != fingerprint(model.name_or_path):
         raise ValueError(f"the record was made with other weights than those of {model.name_or_path!r}.")
     forced_tokens = {int(index): token for index, token in record["forced"].items()}
     # A chat as it was rendered: its template may have written the date.
