@@ -95,12 +95,14 @@ def assert_same_run(run, config):
         torch.testing.assert_close(weights[name], tensor, atol=atol, rtol=0)
 
 
+@pytest.mark.long
 def test_two_processes_with_a_copy_each_train_the_run_of_one(config, two_processes):
     assert_same_run(config.run.with_name("copied"), config)
     printed = [result["printed"].count("Step ") for result in two_processes]
     assert printed == [STEPS, 0], "only the first process prints"
 
 
+@pytest.mark.long
 def test_two_processes_with_a_shard_of_every_weight_train_the_run_of_one(config, two_processes):
     for result in two_processes:
         assert result["sharded"]["all are DTensor"]
@@ -108,12 +110,14 @@ def test_two_processes_with_a_shard_of_every_weight_train_the_run_of_one(config,
     assert_same_run(config.run.with_name("sharded"), config)
 
 
+@pytest.mark.long
 def test_two_processes_resume_the_run_of_one(config, two_processes):
     assert [result["resumed"] for result in two_processes] == [list(range(HALF + 1, STEPS + 1))] * 2
     assert_same_run(config.run.with_name("one-then-two"), config)
 
 
 @pytest.mark.parametrize("name", ["copied", "sharded"])
+@pytest.mark.long
 def test_one_process_resumes_the_run_of_two(config, two_processes, name):
     copy = copy_half(config, f"{name}-then-one", source=name)
     assert [step.step for step in train(copy, resume=True)] == list(range(HALF + 1, STEPS + 1))
@@ -121,6 +125,7 @@ def test_one_process_resumes_the_run_of_two(config, two_processes, name):
 
 
 @pytest.mark.parametrize("name", ["copied", "sharded"])
+@pytest.mark.long
 def test_a_checkpoint_of_two_processes_opens_in_transformers(config, two_processes, name):
     folder = latest_checkpoint(config.run.with_name(name))
     ours, tokenizer = load(folder, torch.float32)
@@ -131,11 +136,13 @@ def test_a_checkpoint_of_two_processes_opens_in_transformers(config, two_process
         torch.testing.assert_close(ours(ids).logits, stock(ids).logits, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.long
 def test_a_stop_of_one_process_stops_all_after_the_same_step(config, two_processes):
     assert [result["stopped"] for result in two_processes] == [[1, 2, 3], [1, 2, 3]]
     assert latest_checkpoint(config.run.with_name("stopped")).name == "step-000003"
 
 
+@pytest.mark.long
 def test_sigterm_to_torchrun_saves_a_checkpoint(config, two_processes):
     """As a cluster's scheduler sends it: torchrun forwards it, and both processes stop after the same step."""
     run = runs.find(config.root, "long")
@@ -144,6 +151,7 @@ def test_sigterm_to_torchrun_saves_a_checkpoint(config, two_processes):
     assert next(train(long, resume=True)).step == run.step + 1
 
 
+@pytest.mark.long
 def test_a_value_that_is_not_finite_on_one_process_ends_all(config, two_processes):
     for result in two_processes:
         assert result["broken"].startswith("step 3: ") and "is not finite" in result["broken"]

@@ -134,6 +134,7 @@ def press(page, locator, key="Enter"):
     page.keyboard.press(key)
 
 
+@pytest.mark.long
 def test_the_tab_key_reaches_everything_and_shows_where_it_is(keyboard):
     page = keyboard
     page.get_by_role("tab", name="Playground", exact=True).focus()

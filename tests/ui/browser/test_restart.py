@@ -1,10 +1,12 @@
 """A page that outlives its app."""
 
+import pytest
 from playwright.sync_api import expect
 from running import ROOT, start_app
 from ui.browser.actions import generate, number_box, open_page, settle, slide, texts
 
 
+@pytest.mark.long
 def test_a_page_of_a_restarted_app_is_loaded_again_with_its_text(tmp_path, browser):
     (tmp_path / "assets").symlink_to(ROOT / "assets")
     url, app = start_app(tmp_path, tmp_path / "log")
