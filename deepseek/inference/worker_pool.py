@@ -50,6 +50,8 @@ class WorkerPool:
         self._models: WeakSet[SharedModel] = WeakSet()  # that a worker has open
         self._closed = queue.SimpleQueue()  # keys of those that are gone here
         self.num_threads = num_threads
+        if model:
+            self._give_back_later(model)
         self.workers = [_Worker(num_threads, model)]
         threading.Thread(target=self._start_workers, args=[model], daemon=True).start()
         threading.Thread(target=self._close_models, daemon=True).start()
@@ -60,6 +62,12 @@ class WorkerPool:
             with self._lock:
                 if len(self.workers) < self.num_workers:  # `close` sets it to 0
                     self.workers.append(_Worker(self.num_threads, model))
+
+    def _give_back_later(self, model: SharedModel) -> None:
+        """Has the workers close a model once it is gone here."""
+        if model not in self._models:
+            self._models.add(model)
+            finalize(model, self._closed.put, model.key)
 
     def _close_models(self) -> None:
         """Has the workers give back what is gone here; a finalizer cannot, as it may run while a message is being sent."""
@@ -104,9 +112,7 @@ class WorkerPool:
             self.workers = [worker if worker.alive else _Worker(self.num_threads, model) for worker in self.workers]
             worker = min(self.workers, key=lambda worker: len(worker.outputs))
             worker.outputs[request_id] = outputs
-            if model not in self._models:
-                self._models.add(model)
-                finalize(model, self._closed.put, model.key)
+            self._give_back_later(model)
         worker.start_request(request_id, model, request)
         try:
             while True:
@@ -154,7 +160,11 @@ class _Worker:
         self.outputs: dict[int, queue.SimpleQueue] = {}  # request id -> its tokens, or its error
         self._open: set[int] = set()  # keys of models
         self._send_lock = threading.Lock()
-        threading.Thread(target=self._receive, args=[model], daemon=True).start()
+        threading.Thread(target=self._receive, daemon=True).start()
+        if model:  # in a thread, as it takes until the process has imported torch and reads
+            threading.Thread(target=self._open_model, args=[model], daemon=True).start()
+        else:
+            self.ready.set()
 
     def send(self, *message) -> None:
         with self._send_lock, contextlib.suppress(OSError):  # `_receive` reports a closed connection
@@ -177,12 +187,8 @@ class _Worker:
             self._open.discard(key)
             self.send("close", key)
 
-    def _receive(self, model: SharedModel | None) -> None:
-        """Has the process open the model, then puts every output in the queue of its request until the process is gone."""
-        if model:
-            self._open_model(model)  # not before: it waits until the process reads
-        else:
-            self.ready.set()
+    def _receive(self) -> None:
+        """Puts every output in the queue of its request until the process is gone."""
         with contextlib.suppress(EOFError, OSError):
             while True:
                 outputs = self.connection.recv()

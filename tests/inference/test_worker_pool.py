@@ -129,13 +129,16 @@ def test_what_goes_wrong_with_one_users_model_ends_that_request_alone(shared, lo
         assert str(outputs[failed][0]).startswith("the model failed: ") and len(outputs[failed]) == 1
 
 
-def test_a_model_that_is_gone_here_is_given_back_by_the_workers(pool, loaded):
+@pytest.mark.parametrize("is_first", [False, True], ids=["", "with which a new worker began"])
+def test_a_model_that_is_gone_here_is_given_back_by_the_workers(pool, loaded, is_first):
     model = SharedModel(copy.deepcopy(loaded[0]), loaded[1])
-    key, inode = model.key, f":{os.fstat(model.file.fileno()).st_ino}"
+    key, inode = model.key, str(os.fstat(model.file.fileno()).st_ino)
+    if is_first:
+        pool.workers[0].kill()
+        wait_until(lambda: not pool.workers[0].alive)
     assert len(list(pool.stream(model, "Once", PARAMS))) == 20
     (worker,) = [worker for worker in pool.workers if key in worker._open]
     maps = Path(f"/proc/{worker.process.pid}/maps")
-    inode = inode.strip(":")
     assert inode in maps.read_text().split()
     del model
     gc.collect()
