@@ -40,7 +40,7 @@ def wait_until(condition, seconds=90):
         time.sleep(0.02)
 
 
-def start_app(folder, log, app=ROOT / "app.py", port=None, **environment):
+def start_app(folder, log, app=ROOT / "app.py", port=None, arguments=(), **environment):
     """(address, process) of the real app, started in `folder` on `port` or a free one; its output goes to the file `log`."""
     if not port:
         with socket.socket() as probe:
@@ -49,7 +49,7 @@ def start_app(folder, log, app=ROOT / "app.py", port=None, **environment):
     url, environment = f"http://127.0.0.1:{port}", {**os.environ, **environment, "GRADIO_SERVER_PORT": str(port)}
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, app], cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
+            [sys.executable, app, *arguments], cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
         )
 
     def answers():

@@ -59,7 +59,7 @@ def load(
     None. A model for which a `dtype` is given and no `max_memory` lies in memory whole.
     Raises ValueError for a wrong `max_memory`, and CheckpointError, also for a model that is larger than `max_bytes`, or whose
     other weights need more memory than there is with `num_workers` processes that will share it, before any of it is read or
-    downloaded. These copy what lies outside the experts, to decode with it.
+    downloaded. Each of these copies what lies outside the experts at most, to decode with it.
     """
     path, max_memory = str(path), parse_bytes(max_memory) if max_memory is not None else None
     transformers_logging.disable_progress_bar()

@@ -4,10 +4,7 @@ Counts what is shared between processes once (proportional set size), after each
 makes a random OLMoE of one layer (856 M parameters, 1,632 MiB in bf16).
 """
 
-import os
 import re
-import socket
-import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +15,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from campaigns.load import process_tree
 from gradio_client import Client
+from running import start_app
 
 
 def make_olmoe(folder: str) -> str:
@@ -33,17 +31,11 @@ def make_olmoe(folder: str) -> str:
 
 
 def main():
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
+    with tempfile.TemporaryDirectory() as folder:
         checkpoint = sys.argv[1] if len(sys.argv) > 1 else make_olmoe(folder)
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
-        environment = {**os.environ, "GRADIO_SERVER_PORT": str(port)}
-        command = [sys.executable, "app.py", checkpoint]
-        app = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+        url, app = start_app(ROOT, Path(folder, "log"), arguments=[checkpoint])
         try:
-            next(line for line in app.stdout if str(port) in line)
-            client = Client(f"http://127.0.0.1:{port}", verbose=False)
+            client = Client(url, verbose=False)
             with ThreadPoolExecutor(2) as threads:
                 for _ in range(3):  # the first may find one worker only
                     list(threads.map(lambda _: client.predict(prompt="Once", api_name="/generate"), range(2)))

@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from transformers import DeepseekV3ForCausalLM as StockForCausalLM
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from deepseek.bench import cpu_name, random_prompts
+from deepseek.bench import cpu_name, random_prompts, seconds
 from deepseek.model.config import preset
 from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM
 
@@ -35,23 +34,13 @@ def show(figure: str, **values) -> None:
     print(json.dumps({"figure": figure, **values}), flush=True)
 
 
-def seconds(device: str, work: Callable) -> float:
-    """How long one call takes, until the device has done it."""
-    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
-    synchronize()
-    start = time.perf_counter()
-    work()
-    synchronize()
-    return time.perf_counter() - start
-
-
-def compare(device: str, figure: str, works: dict[str, Callable], amount: int, rounds: int) -> None:
+def compare(figure: str, works: dict[str, Callable], amount: int, rounds: int) -> None:
     """Shows the median rate of each, for calls of `amount` in turns after a warm-up, and our best to the best of stock."""
     times = {name: [] for name in works}
     for counted in range(rounds + 1):
         for name, work in works.items():
             try:
-                spent = seconds(device, work)
+                spent = seconds(work)
             except (RuntimeError, torch.OutOfMemoryError) as error:
                 times.pop(name, None)
                 show(figure, engine=name, error=str(error)[:200])
@@ -113,14 +102,14 @@ def generation(device: str, folder: str, batches: list[int], rounds: int) -> Non
             works[f"stock, {way}, static cache"] = partial(
                 model.generate, prompts, cache_implementation="static", **options
             )
-        compare(device, f"decode, batch {batch_size}, tokens/s", works, batch_size * NEW_TOKENS, rounds)
+        compare(f"decode, batch {batch_size}, tokens/s", works, batch_size * NEW_TOKENS, rounds)
         prompts = random_prompts(ours, PREFILL, batch_size)
         models = {"ours, eager": ours, "ours, compiled": compiled} | {
             f"stock, {way}": model for way, model in stock.items()
         }
         with torch.inference_mode():
             works = {name: partial(model, prompts, logits_to_keep=1) for name, model in models.items()}
-            compare(device, f"prefill, batch {batch_size}, tokens/s", works, prompts.numel(), rounds)
+            compare(f"prefill, batch {batch_size}, tokens/s", works, prompts.numel(), rounds)
 
 
 def training(device: str, model_preset: str, batch_size: int, rounds: int) -> None:
@@ -150,7 +139,7 @@ def training(device: str, model_preset: str, batch_size: int, rounds: int) -> No
             step()
             memory[name] = round((torch.cuda.max_memory_allocated() - held) / 2**20)
         works[name] = step
-    compare(device, f"training, {batch_size} x {TRAIN_SEQ_LEN}, tokens/s", works, batch_size * TRAIN_SEQ_LEN, rounds)
+    compare(f"training, {batch_size} x {TRAIN_SEQ_LEN}, tokens/s", works, batch_size * TRAIN_SEQ_LEN, rounds)
     show("peak memory of a step beside weights and optimizer, MiB", **memory)
 
 
