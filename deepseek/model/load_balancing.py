@@ -35,6 +35,22 @@ def load_balancing_loss(router_logits, mask_T: torch.Tensor | None = None, all_r
     return torch.stack([kl_to_uniform(logits_TE, mask_T, all_reduce_mean) for logits_TE in router_logits]).mean()
 
 
+def sequence_balance_loss(router_logits, top_k: int, num_sequences: int) -> torch.Tensor:
+    """sum_i f_i P_i of each sequence and layer, averaged: DeepSeek-V3, section 2.1.2, equations 17 to 20, without alpha.
+
+    f_i is E / K times the share of the sequence's tokens with expert i among their `top_k` scores, P_i the mean of its scores
+    normalised to sum 1; 1 where either is even, at most E / K. `router_logits` has one (num_sequences * S, E) tensor per layer.
+    """
+    losses = []
+    for logits_TE in router_logits:
+        scores_BSE = logits_TE.float().sigmoid().unflatten(0, (num_sequences, -1))
+        num_experts = scores_BSE.shape[-1]
+        chosen_BSE = torch.zeros_like(scores_BSE).scatter(-1, scores_BSE.topk(top_k, -1).indices, 1.0)
+        probs_BE = (scores_BSE / scores_BSE.sum(-1, keepdim=True)).mean(1)
+        losses.append((chosen_BSE.mean(1) * probs_BE).sum(-1).mean() * num_experts / top_k)
+    return torch.stack(losses).mean()
+
+
 def tokens_per_expert(indices_TK: torch.Tensor, num_experts: int, mask_T: torch.Tensor | None = None) -> torch.Tensor:
     """How many of the T*K assignments each expert receives, (E,) int64; padding (`mask_T` 0) is not counted."""
     if mask_T is not None:

@@ -61,6 +61,9 @@ class TrainConfig:
     beta2: float = setting(0.95, "AdamW beta2", low=0, high=0.99999)
     max_grad_norm: float = setting(1.0, "gradient norm to clip to", low=1e-6, high=1e6)
     balance_weight: float = setting(0.01, "weight of the KL load-balancing loss", low=0, high=100)
+    sequence_balance_weight: float = setting(
+        0.0, "weight of DeepSeek-V3's balance loss within each sequence, for an even load on every kind of text", 0, 100
+    )
     bias_update_rate: float = setting(0.001, "update rate of the router bias", low=0, high=1)
     dropout: float = setting(0.0, "dropout on every branch", low=0, high=0.9)
     precision: str = setting("auto", "auto: bf16 (fp16 on older GPUs) where it is faster than fp32",

@@ -1,7 +1,8 @@
 """The train loop: `train(config)` yields a TrainStep per optimizer step; `python -m deepseek.train` prints them.
 
 - AdamW or Muon with warm-up, gradient accumulation and clipping, in mixed precision where the hardware is faster in it
-- loss = language modelling + balance_weight x KL load balancing; after each step the router bias moves against the load
+- loss = language modelling + balance_weight x KL load balancing (+ sequence_balance_weight x balance within sequences);
+  after each step the router bias moves against the load
 - a checkpoint holds all that the run needs to continue (weights, optimizer, data position, length of the metrics file),
   so a resumed run takes the same steps as one that was never interrupted
 - `torchrun --nproc-per-node N -m deepseek.train ...` trains the same run on N processes, which divide `batch_size`
@@ -189,7 +190,12 @@ class Trainer:
                     balancing = load_balancing.load_balancing_loss(
                         output.router_logits, all_reduce_mean=all_reduce_mean
                     )
-            loss = output.lm_loss + config.balance_weight * balancing
+                loss = output.lm_loss + config.balance_weight * balancing
+                if self.routers and config.sequence_balance_weight:
+                    within_sequences = load_balancing.sequence_balance_loss(
+                        output.router_logits, self.model.config.num_experts_per_tok, len(ids_BS)
+                    )
+                    loss = loss + config.sequence_balance_weight * within_sequences
             self.scaler.scale(loss / num_passes).backward()
             lm_loss += output.lm_loss.item() / num_passes
             balancing_loss += balancing.item() / num_passes

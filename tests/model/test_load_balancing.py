@@ -11,6 +11,7 @@ from deepseek.model.load_balancing import (
     load_balancing_loss,
     load_shares,
     max_violation,
+    sequence_balance_loss,
     tokens_per_expert,
     update_expert_bias,
 )
@@ -65,6 +66,33 @@ def test_balancing_loss_averages_over_layers():
     layers = [random_logits(seed=0), random_logits(seed=1)]
     expected = (kl_to_uniform(layers[0]) + kl_to_uniform(layers[1])) / 2
     torch.testing.assert_close(load_balancing_loss(layers), expected)
+
+
+# The balance loss within sequences
+
+
+def test_sequence_balance_loss_equals_the_equations_by_the_letter():
+    """DeepSeek-V3, section 2.1.2, equations 17 to 20, in loops, without alpha."""
+    layers, top_k, length = [random_logits(12, seed=0), random_logits(12, seed=1)], 2, 4
+    losses = []
+    for logits in layers:
+        for scores in logits.sigmoid().split(length):
+            for i in range(NUM_EXPERTS):
+                chosen = sum(i in row.topk(top_k).indices for row in scores)
+                f_i = NUM_EXPERTS / (top_k * length) * chosen
+                p_i = sum(row[i] / row.sum() for row in scores) / length
+                losses.append(f_i * p_i)
+    expected = torch.stack(losses).sum() / 6  # over layers and sequences
+    torch.testing.assert_close(sequence_balance_loss(layers, top_k, num_sequences=3), expected)
+
+
+def test_sequence_balance_loss_sees_what_evens_out_over_the_batch():
+    """Two sequences that use an expert each, the other's never: even together, as uneven as can be alone."""
+    one_each = torch.full((8, 2), -20.0)
+    one_each[:4, 0] = one_each[4:, 1] = 20.0
+    assert kl_to_uniform(one_each).item() == pytest.approx(0, abs=1e-6)
+    assert sequence_balance_loss([one_each], 1, num_sequences=1).item() == pytest.approx(1)
+    assert sequence_balance_loss([one_each], 1, num_sequences=2).item() == pytest.approx(2)
 
 
 # Counts

@@ -4,6 +4,7 @@ import pytest
 
 from deepseek.training import runs
 from deepseek.training.config import TrainConfig
+from deepseek.training.trainer import train
 
 SMALL = dict(preset="tiny", max_seq_len=32, batch_size=4, max_steps=20, warmup_steps=3, lr=5e-3, save_every=5)
 SMALL |= dict(eval_every=0, sample_every=0, probe="")
@@ -13,6 +14,13 @@ SMALL |= dict(eval_every=0, sample_every=0, probe="")
 def small_config(stories):
     """Makes the settings of a small run under `root`, with changes."""
     return lambda root, **changes: TrainConfig(**{"root": str(root), "data": [stories], **SMALL, **changes})
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(small_config, tmp_path_factory):
+    """(settings, steps) of a run that nothing interrupted."""
+    config = small_config(tmp_path_factory.mktemp("runs"))
+    return config, list(train(config))
 
 
 @pytest.fixture

@@ -1,19 +1,14 @@
-"""Training runs: they learn, an interrupted run resumes as if it had not been interrupted, and a broken one ends."""
+"""Training runs: they learn, each setting does what it says, and a broken run ends."""
 
-import contextlib
-import dataclasses
 import functools
-import itertools
 import json
 import math
-import re
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from chatting import CHAT, WHOLE
+from run_files import ALONE, LINE, metrics, weights
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -22,44 +17,11 @@ from deepseek.checkpoints.loading import load
 from deepseek.checkpoints.saving import latest_checkpoint, list_checkpoints
 from deepseek.data.chat import document_renderer
 from deepseek.data.file_formats import DataError
-from deepseek.data.tokenizer import encode_document
-from deepseek.interpret.trace import trace
 from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM
-from deepseek.model.load_balancing import mean_router_probs
-from deepseek.training import runs
-from deepseek.training.config import UPLOADS, TrainingError, parse, read_config
-from deepseek.training.distributed import ProcessGroup
-from deepseek.training.resource_check import check_resources
+from deepseek.model.load_balancing import mean_router_probs, sequence_balance_loss
+from deepseek.training.config import TrainingError
 from deepseek.training.trainer import Trainer, autocast_dtype, train
-from deepseek.training.validation import SAMPLE_PROMPTS, evaluate, validation_texts
-
-ROOT = Path(__file__).parents[2]
-STEPS = 20
-CPU = torch.device("cpu")
-LINE = {
-    "step", "loss", "load_balancing_loss", "lr", "grad_norm", "tokens", "tokens_per_second", "load", "max_violation",
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(small_config, tmp_path_factory):
-    """(settings, steps) of a run that nothing interrupted."""
-    config = small_config(tmp_path_factory.mktemp("runs"), max_steps=STEPS)
-    return config, list(train(config))
-
-
-def metrics(config):
-    return [json.loads(line, parse_constant=pytest.fail) for line in (config.run / "metrics.jsonl").open()]
-
-
-def untimed(config):
-    """metrics.jsonl without the one value that depends on time."""
-    return re.sub(r'"tokens_per_second": [\d.]+', "", (config.run / "metrics.jsonl").read_text())
-
-
-def weights(config):
-    return load_file(latest_checkpoint(config.run) / "model.safetensors")
-
+from deepseek.training.validation import SAMPLE_PROMPTS
 
 # A run
 
@@ -75,8 +37,8 @@ def test_metrics_contain_every_step(uninterrupted):
     lines = metrics(config)
     assert all(set(line) == LINE for line in lines)
     assert lines == [step.line() for step in steps]
-    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
-    assert [line["tokens"] for line in lines] == list(range(128, 128 * STEPS + 1, 128))
+    assert [line["step"] for line in lines] == list(range(1, 21))
+    assert [line["tokens"] for line in lines] == list(range(128, 128 * 21, 128))
     for line in lines:
         assert len(line["load"]) == len(line["max_violation"]) == 1
         assert sum(line["load"][0]) == pytest.approx(1, abs=1e-3)
@@ -98,189 +60,9 @@ def test_the_newest_checkpoints_are_kept_and_open_in_transformers(uninterrupted)
 
 def test_the_router_bias_moves_in_steps_of_its_rate(uninterrupted):
     (bias,) = (tensor for name, tensor in weights(uninterrupted[0]).items() if name.endswith("e_score_correction_bias"))
-    assert bias.count_nonzero() == 8 and bias.abs().max() <= STEPS * 0.001 + 1e-6
+    assert bias.count_nonzero() == 8 and bias.abs().max() <= 20 * 0.001 + 1e-6
     updates = bias / 0.001
     torch.testing.assert_close(updates, updates.round(), atol=1e-2, rtol=0)
-
-
-# Interrupted and resumed
-
-
-@pytest.mark.parametrize("interruption", ["stopped", "killed"])
-def test_a_run_interrupted_after_step_7_resumes_as_if_it_had_not_been(config, uninterrupted, interruption):
-    """A killed run resumes from the checkpoint of step 5; a stopped one saves step 7 first."""
-    config = config()
-    with contextlib.closing(train(config, stopped=lambda: interruption == "stopped" and step == 7)) as running:
-        for step in itertools.count(1):
-            if next(running, None) is None or interruption == "killed" and step == 7:
-                break
-    last = 7 if interruption == "stopped" else 5
-    assert latest_checkpoint(config.run).name == f"step-{last:06d}"
-    assert [step.step for step in train(config, resume=True)] == list(range(last + 1, STEPS + 1))
-    assert untimed(config) == untimed(uninterrupted[0])
-    expected = weights(uninterrupted[0])
-    assert all(torch.equal(tensor, expected.pop(name)) for name, tensor in weights(config).items()) and not expected
-
-
-@pytest.fixture(scope="module")
-def validated(small_config, stories, tmp_path_factory):
-    """(settings, steps) of a run whose validation loss rises again; nothing interrupted it."""
-    changes = dict(
-        eval_data=[stories], eval_documents=2, eval_every=2, save_every=2, keep_last=1, lr=0.02, max_steps=12
-    )
-    config = small_config(
-        tmp_path_factory.mktemp("runs"), warmup_steps=0, schedule="constant", probe="a fox", **changes
-    )
-    return config, list(train(config))
-
-
-def test_the_best_checkpoint_is_kept_beside_the_newest_and_opens_for_the_run(validated):
-    config, steps = validated
-    losses = {step.step: step.validation["val_loss"] for step in steps if step.checkpoint}
-    best, run = min(losses, key=losses.get), runs.find(config.root, config.name)
-    assert best < 12, "the test needs a run whose best is not its newest"
-    assert [path.name for path in list_checkpoints(config.run)] == [f"step-{best:06d}", "step-000012"]
-    assert (run.best, run.checkpoint) == (config.run / f"step-{best:06d}", config.run / "step-000012")
-    model, tokenizer = load(config.run, torch.float32)
-    assert model.name_or_path == str(run.best)
-    assert evaluate(model, tokenizer, validation_texts(config, config.read_options), 32).loss == pytest.approx(
-        losses[best], rel=1e-5
-    )
-    started = Trainer(
-        dataclasses.replace(config, name="next", init_from=str(config.run)), None, ProcessGroup(0, 1, CPU)
-    )
-    assert torch.equal(started.model.lm_head.weight, model.lm_head.weight)
-    assert check_resources(started.config, None) is None
-
-
-@pytest.mark.parametrize("last", [3, 7, 9, 11])
-@pytest.mark.parametrize("interruption", ["stopped", "killed"])
-def test_the_best_checkpoint_survives_an_interruption(config, validated, interruption, last):
-    expected, _ = validated
-    config = dataclasses.replace(expected, root=config().root)
-    with contextlib.closing(train(config, stopped=lambda: interruption == "stopped" and step == last)) as running:
-        for step in itertools.count(1):
-            if next(running, None) is None or interruption == "killed" and step == last:
-                break
-    steps = [int(path.name[5:]) for path in list_checkpoints(config.run)]
-    losses = {line["step"]: line["val_loss"] for line in metrics(config) if "val_loss" in line}
-    assert steps == sorted({min(losses, key=losses.get), last if interruption == "stopped" else last - 1})
-    list(train(config, resume=True))
-    names = [path.name for path in list_checkpoints(config.run)]
-    assert names == [path.name for path in list_checkpoints(expected.run)]
-    assert runs.find(config.root, config.name).best.name == names[0]
-    assert untimed(config) == untimed(expected), "with the routing of every checkpoint"
-
-
-def test_the_routing_of_deleted_checkpoints_stays(validated):
-    config, _ = validated
-    history = runs.history(config.run)
-    assert [record.step for record in history.router_records] == [0, 2, 4, 6, 8, 10, 12]
-    for path in list_checkpoints(config.run):
-        model, tokenizer = load(path, torch.float32)
-        record = history.router_records[int(path.name[5:]) // 2]
-        text = "".join(record.tokens)
-        assert text.startswith("<|endoftext|>a fox<|endoftext|>") and len(record.tokens) <= 256
-        first = trace(model, tokenizer, encode_document(tokenizer, "a fox"))
-        for layer, indices in zip(first.routing, record.indices):
-            assert layer.indices.tolist() == indices[: len(first.ids)].tolist()
-        bias = model.model.layers[1].mlp.gate.e_score_correction_bias
-        assert record.bias[0] == pytest.approx(bias.numpy(), abs=1e-6)
-
-
-def test_a_damaged_checkpoint_is_skipped(config, uninterrupted):
-    config = config()
-    shutil.copytree(uninterrupted[0].run, config.run)
-    (config.run / "step-000020" / "model.safetensors").write_bytes(b"torn")
-    assert [step.step for step in train(config, resume=True)] == [16, 17, 18, 19, 20]
-    assert untimed(config) == untimed(uninterrupted[0])
-
-
-@pytest.mark.parametrize("lost", [0, 1, 300, None])
-def test_metrics_that_lost_bytes_keep_their_whole_lines(config, uninterrupted, lost):
-    """None: the file is gone."""
-    config = config()
-    shutil.copytree(uninterrupted[0].run, config.run)
-    shutil.rmtree(config.run / "step-000020")
-    file = config.run / "metrics.jsonl"
-    lines = file.read_text().splitlines(keepends=True)
-    kept = "".join(lines[:15])
-    file.unlink() if lost is None else file.write_text(kept[: len(kept) - lost])
-    whole = 0 if lost is None else kept[: len(kept) - lost].count("\n")
-    list(train(config, resume=True))
-    assert [line["step"] for line in metrics(config)] == [*range(1, whole + 1), *range(16, STEPS + 1)]
-
-
-def test_a_new_run_deletes_nothing_that_another_has_written(config, uninterrupted):
-    with pytest.raises(TrainingError, match="exists; resume it or choose another name"):
-        next(train(uninterrupted[0]))
-    copied = latest_checkpoint(uninterrupted[0].run)
-    config = config()
-    shutil.copytree(copied, config.run / copied.name)
-    with pytest.raises(
-        TrainingError, match=f"^name is 'run', but '.*run' holds '{copied.name}', of no run; choose another name.$"
-    ):
-        next(train(config))
-    assert latest_checkpoint(config.run).name == copied.name
-
-
-def test_a_run_that_ended_before_its_first_checkpoint_is_started_and_resumed_from_its_beginning(config, uninterrupted):
-    with pytest.raises(TrainingError, match="has no checkpoint to resume from"):
-        next(train(config(), resume=True))
-    config = config(save_every=STEPS)
-    for resume in (False, False, True):
-        with contextlib.closing(train(config, resume)) as running:
-            assert [next(running).step for _ in range(3)] == [1, 2, 3]
-    assert [line["step"] for line in metrics(config)] == [1, 2, 3]
-    list(train(config, resume=True))
-    assert untimed(config) == untimed(uninterrupted[0])
-    (latest_checkpoint(config.run) / "model.safetensors").write_bytes(b"torn")
-    with pytest.raises(TrainingError, match="has no undamaged checkpoint to resume from"):
-        next(train(config, resume=True))
-
-
-def test_a_finished_run_is_extended_also_where_it_was_moved_with_its_uploaded_file(uninterrupted, stories, tmp_path):
-    config = dataclasses.replace(
-        uninterrupted[0], root=str(tmp_path / "before"), name="uploaded", schedule="constant", max_steps=5
-    )
-    config.data[:] = [str(config.run / UPLOADS / "my stories.txt")]
-    (config.run / UPLOADS).mkdir(parents=True)
-    shutil.copy(stories, config.data[0])
-    assert [step.step for step in train(config)] == [1, 2, 3, 4, 5]
-    (tmp_path / "after").mkdir()
-    config.run.rename(tmp_path / "after" / "renamed")
-    arguments = [f"--root={tmp_path / 'after'}", "--name=renamed", "--resume"]
-    with pytest.raises(
-        TrainingError, match="^max_steps is 4; run '.*renamed' has taken 5 steps; it must be that at least.$"
-    ):
-        next(train(*parse([*arguments, "--max-steps=4"])))
-    extended, resume = parse([*arguments, "--max-steps=7", "--lr=0.002"])
-    steps = list(train(extended, resume))
-    assert [(step.step, step.lr) for step in steps] == [(6, 0.002), (7, 0.002)]
-    assert read_config(extended.run) == extended and extended.max_steps == 7
-    assert list(train(*parse(arguments))) == [], "it has taken its seven steps"
-
-
-def test_a_run_of_version_0_1_is_resumed(tmp_path, monkeypatch):
-    """With the settings of its old config.json; three more steps bring a validation, samples and a checkpoint."""
-    monkeypatch.chdir(ROOT)  # its data is a path from there
-    shutil.copytree("tests/fixtures/v0.1/runs/old", tmp_path / "old")
-    config, _ = parse([f"--root={tmp_path}", "--name=old", "--resume"])
-    losses = [line["loss"] for line in metrics(config) if "loss" in line]
-    steps = list(train(dataclasses.replace(config, max_steps=8), resume=True))
-    assert [step.step for step in steps] == [6, 7, 8] and latest_checkpoint(config.run).name == "step-000008"
-    assert steps[-1].tokens == 8 * 2 * 2 * 16
-    assert [record.step for record in runs.history(config.run).router_records] == [0, 2, 4, 6, 8]
-    lines = metrics(config)
-    assert [line["loss"] for line in lines if "loss" in line] == losses[:5] + [step.loss for step in steps]
-    assert {key for line in lines for key in line} == {
-        *LINE,
-        "val_loss",
-        "val_bits_per_byte",
-        "samples",
-        "probe",
-        "routing",
-    }
 
 
 # What a step does
@@ -305,7 +87,7 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(config, balance_we
 
 def test_the_first_pass_for_the_routers_draws_the_same_dropout(config):
     """So that its means are those of the passes with gradients."""
-    trainer = Trainer(config(dropout=0.5, precision="fp32"), None, ProcessGroup(0, 1, torch.device("cpu")))
+    trainer = Trainer(config(dropout=0.5, precision="fp32"), None, ALONE)
     batch = torch.stack([next(trainer.data) for _ in range(4)])
     torch.manual_seed(0)
     first = trainer.router_probs([batch])
@@ -351,6 +133,20 @@ def test_the_balancing_loss_evens_the_load(config):
     assert heavy < 0.5 * without
 
 
+def test_the_sequence_balance_loss_evens_the_load_of_each_sequence(config):
+    options = dict(max_steps=8, warmup_steps=0, bias_update_rate=0.0, balance_weight=0.0)
+
+    def unevenness(weight):
+        trainer = Trainer(config(name=f"weight-{weight:g}", sequence_balance_weight=weight, **options), None, ALONE)
+        batch = torch.stack([next(trainer.data) for _ in range(4)])
+        list(trainer.run(lambda: False))
+        with torch.no_grad():
+            logits = trainer.forward(batch, output_router_logits=True).router_logits
+        return sequence_balance_loss(logits, trainer.model.config.num_experts_per_tok, len(batch)).item()
+
+    assert unevenness(10.0) - 1 < 0.5 * (unevenness(0.0) - 1)
+
+
 def test_validation_text_that_is_empty_is_refused(config, tmp_path):
     (tmp_path / "empty.txt").touch()
     with pytest.raises(DataError, match="empty.txt' holds no text to validate on"):
@@ -361,7 +157,7 @@ def test_chats_are_trained_on_as_the_template_of_the_tokenizer_writes_them(confi
     """Also the held-out ones; the checkpoint keeps the template."""
     (tmp_path / "chats.jsonl").write_text("\n".join([json.dumps({"messages": CHAT})] * 2000))
     options = dict(init_from=chat_checkpoint, data=[str(tmp_path / "chats.jsonl")], max_steps=1, eval_every=1)
-    trainer = Trainer(config(**options), None, ProcessGroup(0, 1, torch.device("cpu")))
+    trainer = Trainer(config(**options), None, ALONE)
     text = trainer.tokenizer.decode(next(trainer.data))
     assert text in 3 * ("<|endoftext|>" + WHOLE) and trainer.texts and set(trainer.texts) == {WHOLE}
     *_, step = train(config(**options))
