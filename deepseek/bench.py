@@ -26,6 +26,7 @@ from transformers import DeepseekV3ForCausalLM as StockForCausalLM
 from transformers import DynamicCache
 from transformers.utils import logging as transformers_logging
 
+from deepseek.inference import int8_prefill
 from deepseek.inference.decode_model import DecodeModel, supports
 from deepseek.inference.engine import Request, decode_step
 from deepseek.inference.fast_generate import DeepseekV3ForCausalLM as FastForCausalLM
@@ -61,6 +62,8 @@ class Engine:
         self.model = MODELS[name].from_pretrained(folder, dtype=DTYPES.get(precision, torch.bfloat16)).eval()
         if name == "ours" and supports(self.model):
             self.decode_model = DecodeModel(self.model, "int8" if precision == "int8" else "model")
+        if precision == "int8" and int8_prefill.supports(self.model):
+            int8_prefill.quantize(self.model)
 
     @torch.inference_mode()
     def prefill(self, ids_RS, new_tokens: int = 0):
@@ -179,6 +182,11 @@ def decoding(folder, contexts: list[int], precisions: list[str]) -> Iterator[tup
         engines[key] = Engine(*key, folder)
         for context in contexts:
             yield f"decode, {context} context, 8-bit weights", {key: partial(decode_rate, engines[key], context)}
+        others = {label: e for label, e in engines.items() if label[0] != "ours" or label == key}
+        yield (
+            f"prefill, {PREFILL} tokens, 8-bit weights",
+            {label: partial(prefill_rate, e) for label, e in others.items()},
+        )
     for precision in precisions:
         rate = partial(traced_rate, engines["ours", precision])
         untraced, batch = partial(rate, 1, record=False), partial(rate, BATCH_SIZES[0])

@@ -14,6 +14,7 @@ from deepseek.checkpoints.progress import on_terminal, reported
 from deepseek.data.chat import document_renderer
 from deepseek.data.readers import documents
 from deepseek.data.text_lines import ENCODINGS, DataError, ReadOptions
+from deepseek.inference import int8_prefill
 from deepseek.inference.packed_linear import WEIGHT_FORMATS, WEIGHTS_HELP
 from deepseek.inference.stepwise import StepwiseModel
 from deepseek.training.validation import evaluate
@@ -27,7 +28,8 @@ def main():
     parser.add_argument("--max-seq-len", type=int, help="tokens per window (default: the model's context length)")
     parser.add_argument("--text-column", default="", help="text column of tables (default: chosen by name)")
     parser.add_argument("--encoding", choices=ENCODINGS, default="auto", help="encoding of text files")
-    help = f"{WEIGHTS_HELP}; other than model, as deepseek.generate decodes with them, a token at a time"
+    help = f"{WEIGHTS_HELP}; other than model, as deepseek.generate decodes with them, a token at a time; "
+    help += "int8 adds the loss of text read as a prompt, prefill_bits_per_byte, where the CPU has instructions for it"
     parser.add_argument("--weights", choices=WEIGHT_FORMATS, default="model", help=help)
     parser.add_argument("--context", dest="max_seq_len", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -42,14 +44,18 @@ def main():
         if not 2 <= max_seq_len <= context:
             raise ValueError(f"max_seq_len is {max_seq_len}; this model reads 2 to {context:,} tokens.")
         options = ReadOptions(args.text_column, args.encoding, document_renderer(tokenizer))
-        if args.weights != "model":
-            model = StepwiseModel(model, args.weights)
+        decoded = model if args.weights == "model" else StepwiseModel(model, args.weights)
+        if prompts_in_int8 := args.weights == "int8" and int8_prefill.supports(model):
+            int8_prefill.quantize(model)
         for source in args.sources:
             texts = filter(None, documents(source, options))
             if (first := next(texts, None)) is None:
                 raise DataError(f"data {source!r} holds no text to evaluate on.")
-            result = evaluate(model, tokenizer, chain([first], texts), max_seq_len)
-            print(json.dumps({"source": source.rsplit("/", 1)[-1], **asdict(result)}), flush=True)
+            result = asdict(evaluate(decoded, tokenizer, chain([first], texts), max_seq_len))
+            if prompts_in_int8:
+                texts = filter(None, documents(source, options))
+                result["prefill_bits_per_byte"] = evaluate(model, tokenizer, texts, max_seq_len).bits_per_byte
+            print(json.dumps({"source": source.rsplit("/", 1)[-1], **result}), flush=True)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

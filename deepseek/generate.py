@@ -14,6 +14,7 @@ from deepseek.checkpoints.loading import CheckpointError, load
 from deepseek.checkpoints.progress import on_terminal, reported
 from deepseek.data.chat import chat_template, conversation, is_chat, rendered
 from deepseek.data.tokenizer import show_invisible
+from deepseek.inference import int8_prefill
 from deepseek.inference.decode_model import DecodeModel, supports
 from deepseek.inference.engine import stream
 from deepseek.inference.forced_tokens import parse_forced_tokens
@@ -45,7 +46,7 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, Sampl
     parser.add_argument("--repeat", metavar="FILE", help="only repeat the sample in such a file and compare")
     help = "memory for the model, such as 8GiB; experts beyond it are read from the files as needed (what is free)"
     parser.add_argument("--max-memory", metavar="SIZE", help=help)
-    help = f"{WEIGHTS_HELP}; int8 is the fastest, and deepseek.evaluate says what it costs"
+    help = f"{WEIGHTS_HELP}; int8 is the fastest, for prompts too, and deepseek.evaluate says what it costs"
     parser.add_argument("--weights", choices=WEIGHT_FORMATS, default="model", help=help)
     parser.add_argument("--samples", type=int, default=1, help="samples per prompt; the seed goes up by 1 each (1)")
     help = (
@@ -198,6 +199,8 @@ def main():
             return
         # Packed once for all samples. One in other weights raises where the model has none.
         decode_model = DecodeModel(model, options.weights) if options.weights != "model" or supports(model) else None
+        if options.weights == "int8" and int8_prefill.supports(model):
+            int8_prefill.quantize(model)
         if options.sweep:
             name, batch = options.sweep
             for prompt in prompts:

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from deepseek.checkpoints.memory import free_memory
+from deepseek.inference.int8_prefill import quantize_rows
 from deepseek.kernels import gemm
 
 WEIGHT_FORMATS = ("model", "bf16", "int8")  # "model": as the model stores them
@@ -15,8 +16,8 @@ class PackedLinear:
     """x (R, in) to x [W1; W2; ...]^T (R, out) for layers that share an input, both float32 in NumPy.
 
     A tensor (E, out, in) is E matrices, one for each range of rows: those of matrix e end before row ends_E[e]. `order`
-    permutes the outputs. Weights that bfloat16 represents exactly are stored in it. int8 stores a scale per output:
-    W ~ round(W / scale) * scale with scale = max |row| / 127 (LLM.int8(), section 2).
+    permutes the outputs. Weights that bfloat16 represents exactly are stored in it. int8 stores a scale per output, as
+    `quantize_rows` gives it.
     """
 
     def __init__(self, weights: str, *layers, order: torch.Tensor | None = None):
@@ -44,10 +45,8 @@ class PackedLinear:
 def _quantize(matrix_ENK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(int8 matrices, scales (E, N)); one matrix after the other, which needs no copy in float32 of all of them."""
     int8_ENK, scale_EN = torch.empty_like(matrix_ENK, dtype=torch.int8), torch.empty(matrix_ENK.shape[:2])
-    for matrix, int8_NK, scale_N in zip(matrix_ENK, int8_ENK, scale_EN):
-        rows = matrix.float()
-        scale_N.copy_(rows.abs().amax(1).clamp(min=1e-12) / 127)
-        int8_NK.copy_((rows / scale_N[:, None]).round())
+    for expert, matrix_NK in enumerate(matrix_ENK):
+        int8_ENK[expert], scale_EN[expert] = quantize_rows(matrix_NK)
     return int8_ENK, scale_EN
 
 

@@ -17,6 +17,11 @@ def has_bf16_instructions() -> bool:
     return cpu_flags().get("avx512bf16", False) or has_amx_tiles()
 
 
+def has_int8_instructions() -> bool:
+    """Whether the CPU multiplies int8 natively (VNNI or AMX): large products take half of bf16's time on AMD's Zen 4."""
+    return any(cpu_flags().get(flag, False) for flag in ("avx512vnni", "avxvnni", "amx-int8"))
+
+
 def fast_in_bf16(device) -> bool:
     """Whether large products on a torch device are faster in bf16 than in fp32.
 

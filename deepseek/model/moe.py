@@ -55,22 +55,21 @@ class DeepseekV3Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(num_experts, width, inner))
         self.act = ACT2FN[config.hidden_act]
 
-    def expert_forward(self, x, gate_up_FD, down_DF):
-        """The output of a single expert, given its weights."""
-        gate, up = F.linear(x, gate_up_FD.to(x.dtype)).chunk(2, -1)
-        return F.linear(self.act(gate) * up, down_DF.to(x.dtype))
+    def expert_forward(self, x, expert: int):
+        """The output of a single expert."""
+        gate, up = F.linear(x, self.gate_up_proj[expert].to(x.dtype)).chunk(2, -1)
+        return F.linear(self.act(gate) * up, self.down_proj[expert].to(x.dtype))
 
     def forward(self, x_XD, weights_XK, indices_XK):
         num_tokens, top_k = indices_XK.shape
         if num_tokens == 1:
-            experts = indices_XK[0].tolist()
-            outputs = [self.expert_forward(x_XD, self.gate_up_proj[e], self.down_proj[e]) for e in experts]
+            outputs = [self.expert_forward(x_XD, expert) for expert in indices_XK[0].tolist()]
             return weights_XK.to(x_XD.dtype) @ torch.cat(outputs)
         order_A = indices_XK.flatten().argsort(stable=True)  # assignments, sorted by expert
         counts = torch.bincount(indices_XK.flatten(), minlength=len(self.gate_up_proj)).tolist()
         inputs = x_XD.index_select(0, order_A // top_k).split(counts)
         hit = [(x, expert) for expert, x in enumerate(inputs) if len(x)]  # an expert without tokens is not read
-        outputs = [self.expert_forward(x, self.gate_up_proj[e], self.down_proj[e]) for x, e in hit]
+        outputs = [self.expert_forward(x, expert) for x, expert in hit]
         outputs_XKD = torch.cat(outputs).index_select(0, order_A.argsort()).view(num_tokens, top_k, -1)
         return (weights_XK.to(outputs_XKD.dtype).unsqueeze(1) @ outputs_XKD).squeeze(1)
 

@@ -2,8 +2,8 @@
 
 `python tests/measure/precision.py --eval-data tinystories_valid.txt.xz`: 20 prompts of 200 greedy tokens each by our engine
 and by transformers' DeepseekV3ForCausalLM, both in float32; then bits per byte of held-out stories by the decode model, a
-token at a time, with weights and cache in float32, bf16 and int8. Only a float32 checkpoint shows what bf16 costs: the
-demo's weights are bf16 already.
+token at a time, with weights and cache in float32, bf16 and int8, and of the stories read as prompts in int8. Only a float32
+checkpoint shows what bf16 costs: the demo's weights are bf16 already.
 """
 
 import argparse
@@ -23,8 +23,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from deepseek import SamplingParams, load, stream
 from deepseek.data.readers import documents
 from deepseek.data.tokenizer import encode_document
+from deepseek.inference import int8_prefill
 from deepseek.inference.decode_model import DecodeModel
 from deepseek.model.mla_cache import MLACache
+from deepseek.training.validation import evaluate
 
 BATCH_SIZE, PROMPT_TOKENS = 16, 9
 FORMATS = {"fp32": (torch.float32, "model"), "bf16": (torch.bfloat16, "model"), "int8": (torch.bfloat16, "int8")}
@@ -84,6 +86,13 @@ def main():
         exact = bits if exact is None else exact
         values = {"bits_per_byte": round(bits, 5), "over_fp32": round(bits - exact, 5)}
         print(json.dumps({"figure": "bits per byte", "weights": name, **values}), flush=True)
+    model, tokenizer = load(args.checkpoint, torch.bfloat16)
+    window = texts[: args.documents], model.config.max_position_embeddings
+    exact = evaluate(model, tokenizer, *window).bits_per_byte
+    int8_prefill.quantize(model)
+    bits = evaluate(model, tokenizer, *window).bits_per_byte
+    values = {"bits_per_byte": round(bits, 5), "over_bf16": round(bits - exact, 5)}
+    print(json.dumps({"figure": "bits per byte, read as prompts", "weights": "int8", **values}), flush=True)
 
 
 if __name__ == "__main__":

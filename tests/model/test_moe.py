@@ -36,7 +36,7 @@ def test_values_and_gradients_equal_every_expert_on_every_token(experts, generat
     inputs = [x.requires_grad_(), *experts.parameters()]
     actual = experts(x, weights, indices)
     weights_XE = torch.zeros(rows, NUM_EXPERTS).scatter(1, indices, weights)
-    outputs = [experts.expert_forward(x, *pair) for pair in zip(experts.gate_up_proj, experts.down_proj)]
+    outputs = [experts.expert_forward(x, expert) for expert in range(NUM_EXPERTS)]
     expected = (weights_XE.unsqueeze(-1) * torch.stack(outputs, 1)).sum(1)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
     gradients, expected_gradients = (torch.autograd.grad(y.square().sum(), inputs) for y in (actual, expected))
