@@ -1,8 +1,8 @@
-"""The light sessions against gradio's own."""
+"""The light sessions and the calm queue against gradio's own."""
 
 import gradio as gr
 import pytest
-from gradio import state_holder
+from gradio import queueing, state_holder
 
 from deepseek.ui.server import gradio_patches
 
@@ -36,11 +36,24 @@ def test_descriptions_equal_gradio_s_before_and_after_a_change(blocks):
 def test_nothing_is_described_until_it_is_read(blocks, monkeypatch):
     monkeypatch.setattr(gr.Textbox, "get_config", pytest.fail)
     monkeypatch.setattr(state_holder, "SessionState", state_holder.SessionState)  # restored afterwards
+    monkeypatch.setattr(queueing, "Queue", queueing.Queue)
     gradio_patches.apply_patches()
     holder = state_holder.StateHolder()
     holder.set_blocks(blocks)
     assert isinstance(holder["someone"], gradio_patches.LightSession)
     assert "someone" in holder and holder["someone"] is holder["someone"]
+
+
+def test_an_empty_queue_is_looked_at_less_often(monkeypatch):
+    monkeypatch.setattr(state_holder, "SessionState", state_holder.SessionState)  # restored afterwards
+    monkeypatch.setattr(queueing, "Queue", queueing.Queue)
+    with gr.Blocks() as own:
+        pass
+    assert own.queue()._queue.sleep_when_free == 0.001, "if gradio no longer polls, CalmQueue has had its day"
+    gradio_patches.apply_patches()
+    with gr.Blocks() as page:
+        pass
+    assert page.queue(max_size=3)._queue.sleep_when_free == 0.01 and page._queue.max_size == 3
 
 
 def test_another_gradio_is_refused(monkeypatch):
