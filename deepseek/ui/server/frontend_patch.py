@@ -1,4 +1,4 @@
-"""A workaround for faults of gradio 6.31's page, which searches too much, and loses events and answers.
+"""A workaround for faults of gradio 6.31's page, which searches too much, loses events and answers, and never rests.
 
 - js/core/src/init.svelte.ts: `find_node_by_id` walks the whole tree, through Svelte's proxies, once for each output of each
   event; `find_attached_events` goes through all events for each component. With the thousand components and three hundred
@@ -14,6 +14,8 @@
   after the app's start, and the page is loaded again when the app refuses its events for that (`ValidatedBlocks`).
 - client/js/src/utils/submit.ts: an event that was answered before the page knew its id is counted as pending for good. Each open
   stream holds one of the six connections that a browser opens to a host, so a few windows would keep each other waiting.
+- js/statustracker/static/index.svelte: one that leaves the page while its event is pending, as that of the loading page does,
+  counts the time in every frame for as long as the window is open, which takes 5 % of a core.
 """
 
 from pathlib import Path
@@ -60,6 +62,7 @@ REPLACEMENTS = {  # by the files' names, as {gradio's text: ours}
         "v[E]=t,y.add(E),E in g&&(g[E].forEach(e=>{e.msg===`process_completed`&&y.delete(E),deliver(this,t,e)}),delete g[E]),"
         "h.open||y.size&&await this.open_stream()",
     },
+    "statustracker-*.js": {"/1e3),W&&ze()})}": "/1e3),W&&U!==null&&ze()})}"},  # U is its element
 }  # fmt: skip
 
 

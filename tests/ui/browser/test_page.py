@@ -49,6 +49,19 @@ def test_first_visit_shows_an_example(page):
         assert bars and set(bars) == {"0"}, "plotly's toolbar would cover the legends"
 
 
+def test_a_page_that_nobody_uses_rests(page):
+    """Whatever asks for a frame after each frame takes 5 % of a core."""
+    page.add_init_script("""
+      const request = window.requestAnimationFrame;
+      window.framesAsked = 0;
+      window.requestAnimationFrame = draw => (window.framesAsked++, request(draw));
+    """)
+    page.reload()
+    expect(page.locator("#strip .token").first).to_be_visible()
+    half_a_second = "(window.framesAsked = 0, new Promise(done => setTimeout(() => done(window.framesAsked), 500)))"
+    wait_until(lambda: page.evaluate(half_a_second) == 0, 60)
+
+
 def test_a_sample_streams_and_both_panels_show_it(page):
     # Counted in the page itself: a short sample may end before a query from outside arrives.
     page.evaluate(

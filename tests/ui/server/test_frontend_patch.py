@@ -9,7 +9,7 @@ from deepseek.ui.server import frontend_patch
 
 def test_the_app_serves_gradio_s_scripts_with_the_replacements_alone(app_url):
     scripts = frontend_patch.patched_scripts()
-    assert len(scripts) == 3
+    assert len(scripts) == 4
     replacements = {new: old for each in frontend_patch.REPLACEMENTS.values() for old, new in each.items()}
     for path, text in scripts.items():
         with urllib.request.urlopen(app_url + path) as answer:
