@@ -21,6 +21,8 @@ from running import ROOT, wait_until
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, DeepseekV3ForCausalLM
 
+from deepseek import load
+
 README = (ROOT / "README.md").read_text("utf-8")
 PYTHON_BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S)
 BLOCKS = re.findall(r"(?:^    .*\n)+", re.sub(r"^(---|```)\n?.*?^\1$", "", README, flags=re.M | re.S), re.M)
@@ -128,7 +130,7 @@ def first(folder):
 
 
 def test_every_command_is_known_here():
-    assert sorted(command(name) for name in PREFIXES) == sorted(COMMANDS) and len(PYTHON_BLOCKS) == 3
+    assert sorted(command(name) for name in PREFIXES) == sorted(COMMANDS) and len(PYTHON_BLOCKS) == 4
 
 
 def test_the_first_screen_has_a_picture_and_two_self_contained_commands():
@@ -226,6 +228,12 @@ def test_a_run_is_evaluated(first, python):
     assert "bits_per_byte" in python(command("evaluate").replace(CHECKPOINT, first.name))
 
 
+def test_the_mean_of_a_runs_checkpoints_opens(first, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    exec(PYTHON_BLOCKS[2], {})
+    assert load("first-mean")[0].config.max_position_embeddings == load(first)[0].config.max_position_embeddings
+
+
 def test_the_experts_are_reported_on(folder, python):
     assert "report.html: story, code" in python(command("report"))
     assert "What experts do: assets/demo" in (folder / "report.html").read_text("utf-8")
@@ -233,7 +241,7 @@ def test_the_experts_are_reported_on(folder, python):
 
 def test_a_run_opens_in_transformers(first, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    exec(PYTHON_BLOCKS[2].replace(CHECKPOINT, first.name), {})
+    exec(PYTHON_BLOCKS[3].replace(CHECKPOINT, first.name), {})
     assert "Once upon a time" in capsys.readouterr().out
 
 

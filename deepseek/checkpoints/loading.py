@@ -234,11 +234,3 @@ def fingerprint(path) -> str:
     files = sorted(folder.glob(WEIGHTS)) if folder else []
     digests = [file.resolve().name if is_digest(file.resolve().name) else sha256(file) for file in files]
     return hashlib.sha256("".join(digests).encode()).hexdigest() if files else ""
-
-
-def export(source, target, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Saves the model and tokenizer of checkpoint `source` into folder `target`, weights as `dtype`."""
-    model, tokenizer = load(source, dtype)  # not .to(dtype), which would round the router's float32 bias too
-    model.save_pretrained(target)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(target)

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from small import families, randomized
 
 from deepseek.checkpoints import memory
-from deepseek.checkpoints.loading import CheckpointError, export, fingerprint, load
+from deepseek.checkpoints.export import export
+from deepseek.checkpoints.loading import CheckpointError, fingerprint, load
 from deepseek.data.tokenizer import encode_document
 from deepseek.model.cpu_features import preferred_dtype
 from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM
@@ -176,17 +177,6 @@ def test_code_in_a_folder_is_never_run(folder, tmp_path, monkeypatch, model_type
     else:
         assert type(load(folder)[0]) is DeepseekV3ForCausalLM
     assert not Path(hostile.FLAG).exists()
-
-
-def test_export_writes_bf16_and_the_tokenizer(checkpoint, tmp_path):
-    export(checkpoint, tmp_path)
-    before, after = load_file(Path(checkpoint) / WEIGHTS), load_file(tmp_path / WEIGHTS)
-    assert before.keys() == after.keys()
-    for name, tensor in after.items():
-        if not name.endswith("e_score_correction_bias"):
-            assert tensor.dtype == torch.bfloat16, name
-            assert torch.equal(tensor, before[name].bfloat16()), name
-    assert load(tmp_path)[1].get_vocab() == load(checkpoint)[1].get_vocab()
 
 
 def test_the_fingerprint_identifies_the_weights(checkpoint, folder, tmp_path):
