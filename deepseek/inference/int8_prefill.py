@@ -9,17 +9,11 @@ Shape letters: X tokens, E experts, N outputs, K inputs.
 import torch
 from torch import nn
 
+from deepseek.inference.packed_linear import quantize_rows
 from deepseek.model import cpu_features
 from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM
 from deepseek.model.layers import Linear
 from deepseek.model.moe import DeepseekV3Experts
-
-
-def quantize_rows(matrix_XK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(int8 (X, K), scales (X,)) of a matrix M: M ~ int8 * scale, with scale = max |row| / 127."""
-    matrix_XK = matrix_XK.float()
-    scale_X = matrix_XK.abs().amax(-1).clamp(min=1e-12) / 127
-    return (matrix_XK / scale_X[:, None]).round_().to(torch.int8), scale_X
 
 
 def int8_linear(x, int8_NK: torch.Tensor, scale_N: torch.Tensor) -> torch.Tensor:

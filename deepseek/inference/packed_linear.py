@@ -4,7 +4,6 @@ import numpy as np
 import torch
 
 from deepseek.checkpoints.memory import free_memory
-from deepseek.inference.int8_prefill import quantize_rows
 from deepseek.kernels import gemm
 
 WEIGHT_FORMATS = ("model", "bf16", "int8")  # "model": as the model stores them
@@ -40,6 +39,13 @@ class PackedLinear:
         ends_E = np.array([len(x_RK)]) if ends_E is None else ends_E
         y_RN = gemm.grouped_gemm(self.matrix, self.scale, x_RK, ends_E, num_threads)
         return y_RN if self.bias is None else y_RN + self.bias
+
+
+def quantize_rows(matrix_XK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(int8 (X, K), scales (X,)) of a matrix M: M ~ int8 * scale, with scale = max |row| / 127 (LLM.int8(), section 2)."""
+    matrix_XK = matrix_XK.float()
+    scale_X = matrix_XK.abs().amax(-1).clamp(min=1e-12) / 127
+    return (matrix_XK / scale_X[:, None]).round_().to(torch.int8), scale_X
 
 
 def _quantize(matrix_ENK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,8 @@ from deepseek.checkpoints.loading import load
 from deepseek.data.readers import documents
 from deepseek.inference import int8_prefill
 from deepseek.inference.decode_model import DecodeModel
-from deepseek.inference.int8_prefill import Int8Linear, int8_linear, quantize_rows
+from deepseek.inference.int8_prefill import Int8Linear, int8_linear
+from deepseek.inference.packed_linear import quantize_rows
 from deepseek.interpret.interventions import Intervention
 from deepseek.model import cpu_features
 from deepseek.model.layers import Linear
