@@ -161,8 +161,8 @@ def connect_view(
     `redraw(turn, model, ...)` yields them as they grow, until `turn.is_over()`. The view is out of date unless it shows the
     user's checkpoint and the present values of the first `num_watched` inputs; at first it shows nothing, or if `is_drawn` the
     page's own checkpoint. For another checkpoint `fit(model)` gives the properties (value, choices, maximum) of the inputs in
-    `fitted`. With a `tab`, which has an id, the events `opened` redraw it only if that tab is open. `options` are those of a
-    gradio event.
+    `fitted`, also where a request overtakes the event that opened the view. With a `tab`, which has an id, the events `opened`
+    redraw it only if that tab is open. `options` are those of a gradio event.
     """
     shows = (checkpoint.value, *(block.value for block in inputs[:num_watched])) if is_drawn else None
     drawn = gr.State(shows, time_to_live=3600)
@@ -171,30 +171,31 @@ def connect_view(
     options = dict(show_progress="minimal", show_progress_on=list(outputs), **MODEL_QUEUE) | options
     view = SharedOutputs([*outputs, drawn, *fitted], **options)
 
-    def draw(turn, path, values, updates):
+    def draw(turn, drawn, path, values):
         opened = model_registry.get_model(path)
+        updates = [gr.skip() for _ in fitted]
+        fitted_to = drawn[0] if drawn else checkpoint.value if drawn is None else None  # None: an Expired state
+        if path != fitted_to:  # the page's controls are still those of another checkpoint
+            properties = fit(opened[0])
+            updates = [gr.update(**each) for each in properties]
+            fitted_value = {inputs.index(block): each["value"] for block, each in zip(fitted, properties)}
+            values = [fitted_value.get(index, value) for index, value in enumerate(values)]
         drawings = redraw(turn, *opened, *values) if streams else [redraw(*opened, *values)]
         for drawing in drawings:
             yield [*drawing, (path, *values[:num_watched]), *updates]
 
     # The page shows a redraw's gr.Progress only if some function has it as a default.
-    def on_request(turn, _progress=gr.Progress(), path="", *values):  # noqa: B008
-        yield from draw(turn, path, values, [gr.skip() for _ in fitted])
+    def on_request(turn, _progress=gr.Progress(), drawn=None, path="", *values):  # noqa: B008
+        yield from draw(turn, drawn, path, values)
 
     def on_open(turn, is_open, drawn, path, *values):
-        updates = [gr.skip() for _ in fitted]
         if not is_open or drawn and tuple(drawn) == (path, *values[:num_watched]):
             yield gr.skip()
             return
-        if not drawn or path != drawn[0]:
-            properties = fit(model_registry.get_model(path)[0])
-            updates = [gr.update(**each) for each in properties]
-            fitted_value = {inputs.index(block): each["value"] for block, each in zip(fitted, properties)}
-            values = [fitted_value.get(index, value) for index, value in enumerate(values)]
-        yield from draw(turn, path, values, updates)
+        yield from draw(turn, drawn, path, values)
 
     handlers = (on_request, on_open) if streams else (first_of(on_request), first_of(on_open))
-    view.on(requested, handlers[0], all_inputs)
+    view.on(requested, handlers[0], [drawn, *all_inputs])
     is_open, js = gr.Checkbox(True, label="is open", visible=False), IS_OPEN_JS % (f"#{tab.elem_id}" if tab else "body")
     view.on(opened, handlers[1], [is_open, drawn, *all_inputs], js=js)
     return view

@@ -223,6 +223,7 @@ def test_a_page_that_is_loaded_again_shows_its_own_text_and_prompt(page, app_url
     expect(page.locator("#strip .prompt")).to_have_text("A dog")
 
 
+@pytest.mark.long
 def test_eight_windows_of_one_browser_work(browser, app_url):
     """A browser opens six connections to a host; none must be held by a window that waits."""
     with browser.new_context() as context:

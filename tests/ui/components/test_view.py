@@ -10,6 +10,7 @@ import pytest
 from deepseek.ui.components.shared_outputs import Turns
 from deepseek.ui.components.view import connect_view
 from deepseek.ui.server import model_registry
+from deepseek.ui.server.gradio_patches import Expired
 
 SKIP = gr.skip()
 
@@ -42,7 +43,18 @@ def handlers(monkeypatch):
 
 def test_a_request_redraws_with_the_values_of_the_page(handlers):
     on_request, _ = handlers
-    assert list(on_request(None, "demo", "fox", 5, 7)) == [[("demo", "fox", 5, 7), ("demo", "fox"), SKIP], SKIP]
+    for drawn in (("demo", "hen"), None):
+        assert list(on_request(None, drawn, "demo", "fox", 5, 7)) == [
+            [("demo", "fox", 5, 7), ("demo", "fox"), SKIP],
+            SKIP,
+        ]
+
+
+@pytest.mark.parametrize("drawn", [("demo", "fox"), None, Expired()])
+def test_a_request_before_the_view_was_fitted_to_another_checkpoint_fits_it(handlers, drawn):
+    """A click on Trace overtakes the event of the tab that opened, whose answer is then dropped."""
+    values, _ = handlers[0](None, drawn, "other", "fox", 9, 7)
+    assert values == [("other", "fox", 1, 7), ("other", "fox"), gr.update(maximum=5, value=1)]
 
 
 @pytest.mark.parametrize("is_open, drawn", [(True, ("demo", "fox")), (False, ("old", "fox")), (False, None)])
@@ -55,7 +67,7 @@ def test_another_text_redraws_with_the_same_choices(handlers):
     assert list(handlers[1](True, ("demo", "fox"), "demo", "hen", 5, 7)) == expected
 
 
-@pytest.mark.parametrize("drawn", [("demo", "fox"), None])
+@pytest.mark.parametrize("drawn", [("demo", "fox"), None, Expired()])
 def test_another_checkpoint_redraws_with_choices_that_fit_it(handlers, drawn):
     values, _ = handlers[1](True, drawn, "other", "fox", 9, 7)
     assert values == [("other", "fox", 1, 7), ("other", "fox"), gr.update(maximum=5, value=1)]
