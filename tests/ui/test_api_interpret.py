@@ -43,7 +43,7 @@ def test_trace_is_that_of_the_model(client, demo):
 
 
 def test_trace_takes_the_ids_that_were_sampled(client, demo):
-    """At this heat a text read anew mostly gives other tokens."""
+    """Tokenizing the sampled output again mostly gives other tokens at this temperature."""
     options = dict(temperature=1.8, max_new_tokens=40, traces=True, api_name="/generate")
     answers = [client.predict("Once", seed=seed, **options) for seed in range(4)]
     for answer in answers:

@@ -50,7 +50,7 @@ def test_first_visit_shows_an_example(page):
 
 
 def test_a_page_that_nobody_uses_rests(page):
-    """Whatever asks for a frame after each frame takes 5 % of a core."""
+    """Whatever asks for a frame after each frame takes 7 % of a core."""
     page.add_init_script("""
       const request = window.requestAnimationFrame;
       window.framesAsked = 0;
