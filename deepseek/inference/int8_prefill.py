@@ -3,7 +3,7 @@
 A product takes half of bf16's time and a quarter of float32's (AMD Zen 4, torch 2.13). The scheme is LLM.int8()'s (Dettmers et
 al., 2022, section 2) without its outliers, torchao's Int8DynamicActivationInt8Weight.
 
-Shape letters: X tokens, E experts, N outputs, K inputs.
+Shape letters: X tokens, A assignments of a token to an expert, N outputs, K inputs.
 """
 
 import torch
@@ -13,6 +13,7 @@ from deepseek.inference.packed_linear import quantize_rows
 from deepseek.model import cpu_features
 from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM
 from deepseek.model.layers import Linear
+from deepseek.model.mla import DeepseekV3Attention
 from deepseek.model.moe import DeepseekV3Experts
 
 
@@ -36,6 +37,14 @@ class Int8Linear(Linear):
         return y if self.bias is None else y.add_(self.bias)
 
 
+def grouped_int8_linear(x_AK, counts: list[int], matrices: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """`int8_linear` for rows sorted by expert, each times its expert's matrix: (A, N). They are rounded at once."""
+    x_AK, scale_A = quantize_rows(x_AK)
+    hit = [(rows, *matrix) for rows, matrix in zip(x_AK.split(counts), matrices, strict=True) if len(rows)]
+    products = [torch._int_mm(rows, int8_NK.mT).float().mul_(scale_N) for rows, int8_NK, scale_N in hit]
+    return torch.cat(products).mul_(scale_A[:, None])
+
+
 class Int8Experts(DeepseekV3Experts):
     """Experts that compute in int8."""
 
@@ -45,9 +54,12 @@ class Int8Experts(DeepseekV3Experts):
         self.int8_gate_up = [quantize_rows(matrix) for matrix in self.gate_up_proj]
         self.int8_down = [quantize_rows(matrix) for matrix in self.down_proj]
 
+    def grouped_forward(self, x_AD, counts: list[int]):
+        gate, up = grouped_int8_linear(x_AD, counts, self.int8_gate_up).chunk(2, -1)
+        return grouped_int8_linear(self.act(gate) * up, counts, self.int8_down)
+
     def expert_forward(self, x, expert: int):
-        gate, up = int8_linear(x, *self.int8_gate_up[expert]).chunk(2, -1)
-        return int8_linear(self.act(gate) * up, *self.int8_down[expert])
+        return self.grouped_forward(x, [len(x) * (expert == other) for other in range(len(self.int8_down))])
 
 
 def supports(model) -> bool:
@@ -58,12 +70,15 @@ def supports(model) -> bool:
 
 @torch.no_grad()
 def quantize(model: DeepseekV3ForCausalLM) -> None:
-    """Makes a model in eval mode compute its linear layers and experts in int8, in place; routers and attention as before.
+    """Makes a model in eval mode compute its linear layers and experts in int8, in place; routers as before.
 
-    The weights stay beside their int8, which takes half of bf16's memory more.
+    Attention over a prompt is in bf16, scores too, where the processor has bf16 instructions: in float32 it would be a third
+    of the time. The weights stay beside their int8, which takes half of bf16's memory more.
     """
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear):
             model.set_submodule(name, Int8Linear(module))
         elif isinstance(module, DeepseekV3Experts):
             model.set_submodule(name, Int8Experts(module))
+        elif isinstance(module, DeepseekV3Attention):
+            module.prefill_in_bf16 = cpu_features.has_bf16_instructions()

@@ -22,16 +22,16 @@ def supports(query) -> bool:
     return plain and query.device.type == "cpu" and not cpu_features.has_amx_tiles()
 
 
-def causal_attention(query_BHSQ, key_BHSQ, value_BHSV, scale: float):
+def causal_attention(query_BHSQ, key_BHSQ, value_BHSV, scale: float, score_dtype=torch.float32):
     """softmax(scale * query key^T) value, each token over itself and those before it: (B, H, S, V).
 
-    Scores are in float32 whatever the dtype of the inputs. Keys and values beyond S, as in a static cache, are ignored.
+    Scores are in `score_dtype` whatever the dtype of the inputs. Keys and values beyond S, as in a static cache, are ignored.
     """
     num_tokens = query_BHSQ.shape[2]
     output_BHSV = torch.empty_like(value_BHSV[:, :, :num_tokens])
     for start in range(0, num_tokens, BLOCK):
         end = min(start + BLOCK, num_tokens)
-        scores_BHST = scale * query_BHSQ[:, :, start:end].float() @ key_BHSQ[:, :, :end].float().mT
+        scores_BHST = scale * query_BHSQ[:, :, start:end].to(score_dtype) @ key_BHSQ[:, :, :end].to(score_dtype).mT
         scores_BHST += torch.full((end - start, end), -math.inf).triu_(1 + start)
         output_BHSV[:, :, start:end] = scores_BHST.softmax(-1).to(value_BHSV) @ value_BHSV[:, :, :end]
     return output_BHSV

@@ -67,6 +67,7 @@ class DeepseekV3Attention(nn.Module):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
+        self.prefill_in_bf16 = False  # scores, too, which otherwise are float32
         self.num_heads = config.num_attention_heads
         self.nope_dim, self.rope_dim, self.v_dim = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
         bias = config.attention_bias
@@ -149,7 +150,10 @@ class DeepseekV3Attention(nn.Module):
             weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
             return F.dropout(weights, dropout) @ value, weights
         if causal and not dropout and attention.supports(query):
-            return attention.causal_attention(query, key, value, self.scaling), None
+            if self.prefill_in_bf16:
+                query, key, value = query.bfloat16(), key.bfloat16(), value.bfloat16()
+            score_dtype = torch.bfloat16 if self.prefill_in_bf16 else torch.float32
+            return attention.causal_attention(query, key, value, self.scaling, score_dtype), None
         width = value.shape[-1]
         if causal and query.device.type == "cpu":
             # torch's fused CPU kernel needs values as wide as keys; without it SDPA stores all S x S scores.

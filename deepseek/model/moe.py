@@ -60,6 +60,11 @@ class DeepseekV3Experts(nn.Module):
         gate, up = F.linear(x, self.gate_up_proj[expert].to(x.dtype)).chunk(2, -1)
         return F.linear(self.act(gate) * up, self.down_proj[expert].to(x.dtype))
 
+    def grouped_forward(self, x_AD, counts: list[int]):
+        """The outputs (A, D) of rows sorted by expert: expert 0 gets the first counts[0] of them."""
+        hit = [(x, expert) for expert, x in enumerate(x_AD.split(counts)) if len(x)]  # the others' weights are not read
+        return torch.cat([self.expert_forward(x, expert) for x, expert in hit])
+
     def forward(self, x_XD, weights_XK, indices_XK):
         num_tokens, top_k = indices_XK.shape
         if num_tokens == 1:
@@ -67,10 +72,8 @@ class DeepseekV3Experts(nn.Module):
             return weights_XK.to(x_XD.dtype) @ torch.cat(outputs)
         order_A = indices_XK.flatten().argsort(stable=True)  # assignments, sorted by expert
         counts = torch.bincount(indices_XK.flatten(), minlength=len(self.gate_up_proj)).tolist()
-        inputs = x_XD.index_select(0, order_A // top_k).split(counts)
-        hit = [(x, expert) for expert, x in enumerate(inputs) if len(x)]  # an expert without tokens is not read
-        outputs = [self.expert_forward(x, expert) for x, expert in hit]
-        outputs_XKD = torch.cat(outputs).index_select(0, order_A.argsort()).view(num_tokens, top_k, -1)
+        outputs_AD = self.grouped_forward(x_XD.index_select(0, order_A // top_k), counts)
+        outputs_XKD = outputs_AD.index_select(0, order_A.argsort()).view(num_tokens, top_k, -1)
         return (weights_XK.to(outputs_XKD.dtype).unsqueeze(1) @ outputs_XKD).squeeze(1)
 
 

@@ -8,10 +8,11 @@ from deepseek.checkpoints.loading import load
 from deepseek.data.readers import documents
 from deepseek.inference import int8_prefill
 from deepseek.inference.decode_model import DecodeModel
-from deepseek.inference.int8_prefill import Int8Linear, int8_linear
+from deepseek.inference.int8_prefill import Int8Linear, grouped_int8_linear, int8_linear
 from deepseek.inference.packed_linear import quantize_rows
 from deepseek.interpret.interventions import Intervention
 from deepseek.model import cpu_features
+from deepseek.model.attention import causal_attention
 from deepseek.model.layers import Linear
 from deepseek.training.validation import evaluate
 
@@ -26,6 +27,15 @@ def test_a_product_is_exact_but_for_the_rounding_of_its_operands(tokens, outputs
     actual = int8_linear(x, int8, scale)
     torch.testing.assert_close(actual, expected.view(2, tokens, outputs).float(), atol=1e-4, rtol=1e-5)
     assert (actual - x @ weight.T).abs().max() < 0.01 * inputs, "half a step of each operand"
+
+
+@pytest.mark.parametrize("counts", [[3, 0, 4], [0, 7, 0], [7, 0, 0]])
+def test_rows_sorted_by_expert_meet_each_its_own_matrix(counts):
+    x, weights = torch.randn(7, 24), torch.randn(3, 10, 24)
+    matrices = [quantize_rows(weight) for weight in weights]
+    experts = torch.arange(3).repeat_interleave(torch.tensor(counts))
+    expected = torch.cat([int8_linear(row[None], *matrices[expert]) for row, expert in zip(x, experts)])
+    torch.testing.assert_close(grouped_int8_linear(x, counts, matrices), expected)
 
 
 def test_tokens_of_zeros_and_of_one_large_value_stay_finite():
@@ -67,3 +77,20 @@ def test_only_our_models_on_processors_with_int8_instructions_gain(model, llama,
     assert int8_prefill.supports(model) and not int8_prefill.supports(llama)
     monkeypatch.setattr(cpu_features, "cpu_flags", lambda: {"avx2": True})
     assert not int8_prefill.supports(model)
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_attention_is_in_bf16_where_that_is_fast(checkpoint, monkeypatch, has_bf16):
+    model, _ = load(checkpoint, torch.float32)
+    monkeypatch.setattr(cpu_features, "cpu_flags", lambda: {"avx512bf16": has_bf16})
+    int8_prefill.quantize(model)
+    dtypes = []
+
+    def attend(*inputs):
+        dtypes.append([value.dtype for value in inputs if isinstance(value, torch.Tensor)] + [inputs[-1]])
+        return causal_attention(*inputs)
+
+    monkeypatch.setattr("deepseek.model.attention.causal_attention", attend)
+    with torch.inference_mode():
+        assert model(torch.arange(1, 40)[None]).logits.isfinite().all()
+    assert dtypes == [[torch.bfloat16 if has_bf16 else torch.float32] * 4] * model.config.num_hidden_layers

@@ -38,6 +38,13 @@ def test_bfloat16_scores_are_not_rounded():
     assert torch.allclose(output[0, 0, 1].float(), expected, atol=4e-3)
 
 
+def test_scores_in_bfloat16_cost_as_much_as_values_in_it():
+    inputs = [x.bfloat16() for x in random_inputs(3 * BLOCK + 50)]
+    output, expected = causal_attention(*inputs, 0.2, torch.bfloat16), reference(*(x.double() for x in inputs), 0.2)
+    assert output.dtype == torch.bfloat16
+    assert (output - expected).abs().max() <= 3e-2 * expected.abs().max()
+
+
 def test_a_later_token_does_not_change_earlier_outputs():
     query, key, value = random_inputs(2 * BLOCK)
     before = causal_attention(query, key, value, 0.2)
