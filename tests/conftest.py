@@ -20,9 +20,7 @@ from deepseek.data.tokenizer import train_tokenizer
 from deepseek.model.config import preset
 from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM
 
-# Models this small wait 20 times longer for their threads than they compute where the cores are busy.
-torch.set_num_threads(1)
-os.environ["OMP_NUM_THREADS"] = "1"  # in the commands that tests start
+os.environ["OMP_NUM_THREADS"] = "1"  # in the commands that tests start, as below in this process
 LONGEST = ["browser/test_training", "browser/test_access", "test_readme", "browser/test_hostile", "/browser/", "test_space",
            "training/test_", "test_how_to", "ui/"]  # fmt: skip
 
@@ -34,8 +32,13 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Random weights are the same in every run."""
+    """Random weights are the same in every run, and torch has one thread.
+
+    Models this small wait 20 times longer for a second thread than they compute where the cores are busy. A kernel of Numba that
+    was called with two threads leaves torch two, where both use one OpenMP.
+    """
     torch.manual_seed(0)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
