@@ -13,8 +13,8 @@ from deepseek.settings.aliases import rename
 from deepseek.settings.schema import add_arguments, setting, validate
 
 PROBE = "Once upon a time there was a fox. Paris is the capital of France. def add(a, b): return a + b"
-PRESET_DEFAULTS = {  # defaults that depend on the preset: `--preset quick` alone trains well in five minutes
-    "quick": dict(max_steps=1200, batch_size=8, max_seq_len=256, lr=5e-3, optimizer="muon", schedule="wsd", warmup_steps=60,
+PRESET_DEFAULTS = {  # defaults that depend on the preset: `--preset quick` alone trains well in three minutes
+    "quick": dict(max_steps=800, batch_size=8, max_seq_len=256, lr=5e-3, optimizer="muon", schedule="wsd", warmup_steps=60,
                   bias_update_rate=0.01, eval_documents=16, sample_every=100),
 }  # fmt: skip
 

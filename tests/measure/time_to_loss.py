@@ -91,7 +91,7 @@ def main():
         initial = str(Path(root) / "initial")
         model.save_pretrained(initial)
         tokenizer.save_pretrained(initial)
-        texts = validation_texts(base)
+        texts = validation_texts(base, base.read_options)
         print(json.dumps({"machine": cpu_name(), "threads": torch.get_num_threads(), "lr": base.lr}), flush=True)
         base = replace(base, root=root, init_from=initial, sample_every=0, probe="")
         adamw = replace(base, optimizer="adamw", schedule="cosine")
