@@ -22,7 +22,7 @@ from deepseek.model.deepseek_v3 import DeepseekV3ForCausalLM
 
 os.environ["OMP_NUM_THREADS"] = "1"  # in the commands that tests start, as below in this process
 LONGEST = ["browser/test_training", "browser/test_access", "test_readme", "browser/test_hostile", "/browser/", "test_space",
-           "training/test_", "test_how_to", "ui/"]  # fmt: skip
+           "training/test_", "test_how_to", "test_families", "ui/"]  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
