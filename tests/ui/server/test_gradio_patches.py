@@ -1,5 +1,8 @@
 """The light sessions and the calm queue against gradio's own."""
 
+import asyncio
+from types import SimpleNamespace
+
 import gradio as gr
 import pytest
 from gradio import queueing, state_holder
@@ -54,6 +57,27 @@ def test_an_empty_queue_is_looked_at_less_often(monkeypatch):
     with gr.Blocks() as page:
         pass
     assert page.queue(max_size=3)._queue.sleep_when_free == 0.01 and page._queue.max_size == 3
+
+
+def test_progress_for_a_page_that_is_gone_ends_no_other_progress():
+    def send(kind):
+        queue = kind(True, None, 0.01, None, gr.Blocks())
+        gone, other = (SimpleNamespace(alive=True, session_hash=name, _id=name, progress_pending=True) for name in "ab")
+        for event in (gone, other):
+            event.progress = SimpleNamespace()
+        queue.active_jobs, queue.pending_messages_per_session["b"] = [[gone, other]], asyncio.Queue()
+        queue.progress_update_sleep_when_free = 0
+
+        async def updates():
+            asyncio.get_running_loop().call_later(0.05, queue.close)
+            await queue.start_progress_updates()
+
+        asyncio.run(updates())
+        return queue.pending_messages_per_session["b"].qsize()
+
+    with pytest.raises(KeyError):  # if gradio no longer raises it, `send_message` has had its day
+        send(gradio_patches.CalmQueue.__base__)
+    assert send(gradio_patches.CalmQueue) == 1
 
 
 def test_another_gradio_is_refused(monkeypatch):
