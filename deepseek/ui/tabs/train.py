@@ -107,7 +107,8 @@ def build(demo, tab: gr.Tab) -> None:
     with gr.Column(visible=False) as no_runs:
         gr.Markdown(
             "No runs yet. The settings above suit a first one: press Start. The example below is such a run on short "
-            "stories. Its loss falls; a few experts get nearly every token at first, and the load evens out.",
+            "stories. Its loss falls; at first one expert gets nearly three times an even load and another nothing, then "
+            "the load evens out.",
             elem_id="no-run",
         )
         history = History()
