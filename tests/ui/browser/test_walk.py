@@ -93,7 +93,8 @@ def test_steps_keys_and_other_tabs_move_the_walk(page):
     at(page, first)
     walk = page.locator("#walk")
     walk.get_by_role("button", name="play", exact=True).click()
-    at(page, first + 2)
+    chosen = "+document.querySelector('#walk .text .chosen').id.split('-').at(-1)"
+    page.wait_for_function(f"{chosen} >= {first + 2}")  # it goes on while this looks
     walk.get_by_role("button", name="pause").click()
     position = int(walk.locator(".text .chosen").get_attribute("id").removeprefix("walk-token-"))
     expect(walk.locator(".part.token .quiet")).to_contain_text(f"token {position + 1} of")  # the picture follows

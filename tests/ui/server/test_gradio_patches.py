@@ -1,6 +1,7 @@
 """The light sessions and the calm queue against gradio's own."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import gradio as gr
@@ -72,7 +73,8 @@ def test_progress_for_a_page_that_is_gone_ends_no_other_progress():
             asyncio.get_running_loop().call_later(0.05, queue.close)
             await queue.start_progress_updates()
 
-        asyncio.run(updates())
+        with ThreadPoolExecutor() as thread:  # this one may have a loop already, of the browser tests
+            thread.submit(asyncio.run, updates()).result()
         return queue.pending_messages_per_session["b"].qsize()
 
     with pytest.raises(KeyError):  # if gradio no longer raises it, `send_message` has had its day
