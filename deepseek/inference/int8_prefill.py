@@ -59,7 +59,8 @@ class Int8Experts(DeepseekV3Experts):
         return grouped_int8_linear(self.act(gate) * up, counts, self.int8_down)
 
     def expert_forward(self, x, expert: int):
-        return self.grouped_forward(x, [len(x) * (expert == other) for other in range(len(self.int8_down))])
+        gate, up = int8_linear(x, *self.int8_gate_up[expert]).chunk(2, -1)
+        return int8_linear(self.act(gate) * up, *self.int8_down[expert])
 
 
 def supports(model) -> bool:
@@ -72,8 +73,9 @@ def supports(model) -> bool:
 def quantize(model: DeepseekV3ForCausalLM) -> None:
     """Makes a model in eval mode compute its linear layers and experts in int8, in place; routers as before.
 
-    Attention over a prompt is in bf16, scores too, where the processor has bf16 instructions: in float32 it would be a third
-    of the time. The weights stay beside their int8, which takes half of bf16's memory more.
+    Attention over a prompt is in bf16, scores too, where the processor has bf16 instructions but no AMX tiles (with those torch's
+    fused kernel attends): in float32 it would be a third of the time. The weights stay beside their int8, which takes half of
+    bf16's memory more.
     """
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear):

@@ -67,7 +67,7 @@ class DeepseekV3Attention(nn.Module):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
-        self.prefill_in_bf16 = False  # scores, too, which otherwise are float32
+        self.prefill_in_bf16 = False  # where `attention` supports it; scores, too, which otherwise are float32
         self.num_heads = config.num_attention_heads
         self.nope_dim, self.rope_dim, self.v_dim = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
         bias = config.attention_bias

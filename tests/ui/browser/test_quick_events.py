@@ -74,10 +74,16 @@ def test_a_text_stays_in_order_while_the_window_is_left_and_seen_again(page, hid
     }""",
         hidden,
     )
-    begin(page, "Once upon a time")
-    settle(page)
+    parts = []
+    while len(parts) <= 5:  # a machine so busy that it draws a sample in few parts draws another
+        page.evaluate("grown.splice(0, grown.length - 1)")
+        begin(page, "Once upon a time")
+        settle(page)
+        grown = page.evaluate("grown")
+        begun = next(
+            i for i, text in enumerate(grown) if i and len(text) < len(grown[i - 1])
+        )  # where the last sample went
+        new = grown[begun:]
+        assert len(set(new)) > 2 and all(after.startswith(before) for before, after in zip(new, new[1:]))
+        parts += set(new)
     page.evaluate("clearInterval(busy); delete document.visibilityState")
-    grown = page.evaluate("grown")
-    begun = next(i for i, text in enumerate(grown) if i and len(text) < len(grown[i - 1]))  # where the last sample went
-    new = grown[begun:]
-    assert len(set(new)) > 2 and all(after.startswith(before) for before, after in zip(new, new[1:]))

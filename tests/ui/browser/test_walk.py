@@ -92,9 +92,16 @@ def test_steps_keys_and_other_tabs_move_the_walk(page):
     page.keyboard.press("ArrowLeft")
     at(page, first)
     walk = page.locator("#walk")
+    page.evaluate("""() => {
+        window.walked = [];
+        const chosen = () => +document.querySelector('#walk .text .chosen')?.id.split('-').at(-1);
+        new MutationObserver(() => chosen() === walked.at(-1) || walked.push(chosen()))
+            .observe(document.querySelector('#walk'), {subtree: true, childList: true, attributes: true});
+    }""")
     walk.get_by_role("button", name="play", exact=True).click()
-    chosen = "+document.querySelector('#walk .text .chosen').id.split('-').at(-1)"
-    page.wait_for_function(f"{chosen} >= {first + 2}")  # it goes on while this looks
+    page.wait_for_function(f"walked.includes({first + 2})")  # it goes on while this looks
+    walked = [position for position in page.evaluate("walked") if position != first]
+    assert walked[:2] == [first + 1, first + 2]
     walk.get_by_role("button", name="pause").click()
     position = int(walk.locator(".text .chosen").get_attribute("id").removeprefix("walk-token-"))
     expect(walk.locator(".part.token .quiet")).to_contain_text(f"token {position + 1} of")  # the picture follows
